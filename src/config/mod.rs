@@ -1,0 +1,1 @@
+//! A checkpoint's settings, read strictly.

@@ -1,0 +1,40 @@
+//! The four kinds of error that leave the crate. Inside, everything is `anyhow` with context.
+
+use std::fmt;
+
+/// `Result` with the crate's public [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, sorted by who can mend it. The message inside names the thing, the value, the limit and the remedy.
+#[derive(Debug)]
+pub enum Error {
+    /// The request is at fault: a broken picture, an impossible sampling parameter, a prompt that is too long.
+    Request(anyhow::Error),
+    /// The request is fine, but there is no room for it in what was allocated at start-up.
+    Capacity(anyhow::Error),
+    /// The checkpoint is at fault: a missing tensor, a contradictory config.json, a broken tokenizer.
+    Model(anyhow::Error),
+    /// The device is at fault: no driver, out of memory, a failed launch.
+    Device(anyhow::Error),
+}
+
+impl Error {
+    /// The `anyhow` chain inside.
+    pub fn inner(&self) -> &anyhow::Error {
+        match self {
+            Error::Request(e) | Error::Capacity(e) | Error::Model(e) | Error::Device(e) => e,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.inner())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.inner().source()
+    }
+}

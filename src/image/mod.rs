@@ -1,0 +1,1 @@
+//! Pixels: decoding, resizing, tiling; no device.

@@ -1,0 +1,33 @@
+//! **ocelli** is a vision-language inference runtime: it maps Hugging Face safetensors, and drives LLaVA-1.5 as a flat
+//! list of kernel launches over pre-allocated memory. There is no tensor type and no graph compiler; a model is a
+//! few structs and a function that pushes ops onto a [`plan::Plan`], and a backend runs the plan.
+//!
+//! The layers, each of which knows only those after it:
+//!
+//! | layer | job |
+//! |---|---|
+//! | [`engine`] | a request in, a stream of events out |
+//! | [`models`] | plans of a model family, and its answers to "how many tokens is this picture?" |
+//! | [`image`], [`text`] | pixels and tokens; no device |
+//! | [`backend`] | runs a plan: on the CPU the references, on a GPU the kernels |
+//! | [`ops`] | the closed list of ops; each states its cost, what it writes and a plain f32 reference |
+//! | [`plan`] | the flat list of launches, and the bisection that finds a wrong one |
+//! | [`mem`] | offsets into four regions; owns nothing |
+//! | [`weights`], [`config`] | a checkpoint's tensors and settings, checked strictly |
+//!
+//! Start at [`engine`].
+
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod engine;
+mod error;
+pub mod image;
+pub mod mem;
+pub mod models;
+pub mod ops;
+pub mod plan;
+pub mod text;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The `ocelli` binary: parse, dispatch, exit code.
+
+fn main() {}

@@ -1,0 +1,314 @@
+//! Where things are: four regions, typed spans in them, and the bump allocator that hands the spans out.
+//!
+//! This module does arithmetic and owns no memory. A [`Buf`] is an offset, so a plan can be built, printed and costed
+//! on a machine that has neither the weights nor the device; a backend turns offsets into addresses when it links.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+/// Every buffer starts at a multiple of this many bytes: a whole number of cache lines on any device, and what TMA
+/// descriptors and 16-byte vector loads ask for.
+pub const ALIGN: u64 = 256;
+
+/// Scalar types that a buffer may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Signed 32-bit integer: ids, positions, slots, lengths.
+    I32,
+    /// Bytes: pixels and parameter records.
+    U8,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+            DType::U8 => 1,
+        }
+    }
+
+    /// The suffix of kernel symbols and the name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+            DType::I32 => "i32",
+            DType::U8 => "u8",
+        }
+    }
+
+    /// Whether a model can compute in this type.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::Bf16)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An element of the plan's float type, which is known at run time: f32, f16 or bf16. A marker, never a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {}
+
+/// What a [`Buf`] may be typed by.
+pub trait Element: 'static {
+    /// The stored type, given the float type of the plan.
+    fn dtype(plan: DType) -> DType;
+}
+
+macro_rules! element {
+    ($($t:ty => $d:expr),* $(,)?) => { $(impl Element for $t { fn dtype(_: DType) -> DType { $d } })* };
+}
+element!(f32 => DType::F32, f16 => DType::F16, bf16 => DType::Bf16, i32 => DType::I32, u8 => DType::U8);
+
+impl Element for Act {
+    fn dtype(plan: DType) -> DType {
+        plan
+    }
+}
+
+/// The four allocations of a process, each made once at start-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Region {
+    /// Parameters and constant tables; written at load, read-only afterwards.
+    Weights,
+    /// The paged key/value cache.
+    Kv,
+    /// Activations; nothing in it outlives a plan, except what a layout reserves below the plans.
+    Scratch,
+    /// What the host and the device exchange at every step: ids, positions, block tables, sampled tokens.
+    Io,
+}
+
+impl Region {
+    /// All regions, in the order of their index.
+    pub const ALL: [Region; 4] = [Region::Weights, Region::Kv, Region::Scratch, Region::Io];
+
+    /// Lower-case name, as printed by `ocelli plan`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Region::Weights => "weights",
+            Region::Kv => "kv",
+            Region::Scratch => "scratch",
+            Region::Io => "io",
+        }
+    }
+}
+
+/// A typed run of elements in a region. It has no shape, stride or name: those belong to the op that reads it.
+pub struct Buf<T> {
+    region: Region,
+    dtype: DType,
+    byte: u64,
+    len: u64,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Buf<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Buf<T> {}
+
+impl<T> fmt::Debug for Buf<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.span())
+    }
+}
+
+impl<T> Buf<T> {
+    /// Where it lies.
+    pub fn region(&self) -> Region {
+        self.region
+    }
+
+    /// Stored type of an element.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The part `range`, in elements.
+    ///
+    /// # Panics
+    /// If the range leaves the buffer: plans are built by code, never by input.
+    pub fn slice(&self, range: Range<usize>) -> Buf<T> {
+        assert!(
+            range.start <= range.end && range.end as u64 <= self.len,
+            "slice {range:?} of a buffer of {} elements",
+            self.len
+        );
+        Buf {
+            byte: self.byte + (range.start * self.dtype.size()) as u64,
+            len: (range.end - range.start) as u64,
+            ..*self
+        }
+    }
+
+    /// The same place without its type, for comparing and tracing.
+    pub fn span(&self) -> Span {
+        Span { region: self.region, dtype: self.dtype, byte: self.byte, len: self.len }
+    }
+}
+
+/// A [`Buf`] whose element type is known at run time only.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Span {
+    /// Where it lies.
+    pub region: Region,
+    /// Stored type of an element.
+    pub dtype: DType,
+    /// Offset from the start of the region, in bytes.
+    pub byte: u64,
+    /// Number of elements.
+    pub len: u64,
+}
+
+impl Span {
+    /// Length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.len * self.dtype.size() as u64
+    }
+
+    /// Byte range in the region.
+    pub fn range(&self) -> Range<usize> {
+        self.byte as usize..(self.byte + self.bytes()) as usize
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}..+{} {}]", self.region.name(), self.byte, self.len, self.dtype)
+    }
+}
+
+/// The spans that an op writes.
+pub type Spans = Vec<Span>;
+
+/// Hands out the buffers of one region, front to back, and remembers the highest offset ever reached.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    region: Region,
+    plan_dtype: DType,
+    next: u64,
+    high: u64,
+}
+
+impl Layout {
+    /// An empty layout of `region`; [`Act`] elements will be stored as `plan_dtype`.
+    pub fn new(region: Region, plan_dtype: DType) -> Layout {
+        Layout { region, plan_dtype, next: 0, high: 0 }
+    }
+
+    /// The next `len` elements, aligned to [`ALIGN`].
+    pub fn take<T: Element>(&mut self, len: usize) -> Buf<T> {
+        let dtype = T::dtype(self.plan_dtype);
+        let byte = self.next.next_multiple_of(ALIGN);
+        self.next = byte + (len * dtype.size()) as u64;
+        self.high = self.high.max(self.next);
+        Buf { region: self.region, dtype, byte, len: len as u64, element: PhantomData }
+    }
+
+    /// Where the next buffer would start. Hand it to [`Layout::rewind`] to let two plans share the bytes after it.
+    pub fn mark(&self) -> u64 {
+        self.next
+    }
+
+    /// Forget every buffer taken since `mark`; the high-water mark stays.
+    pub fn rewind(&mut self, mark: u64) {
+        self.next = mark;
+    }
+
+    /// Bytes that the region needs: the high-water mark, rounded up to [`ALIGN`].
+    pub fn bytes(&self) -> usize {
+        self.high.next_multiple_of(ALIGN) as usize
+    }
+
+    /// The float type that [`Act`] stands for here.
+    pub fn dtype(&self) -> DType {
+        self.plan_dtype
+    }
+}
+
+/// Start addresses of the four regions: what linking adds to a plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Bases([u64; 4]);
+
+impl Bases {
+    /// From the addresses of [`Region::ALL`], in that order.
+    pub fn new(addresses: [u64; 4]) -> Bases {
+        Bases(addresses)
+    }
+
+    /// Address of the first element.
+    pub fn at<T>(&self, b: Buf<T>) -> u64 {
+        self.0[b.region as usize] + b.byte
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_do_not_overlap() {
+        let mut l = Layout::new(Region::Scratch, DType::Bf16);
+        let a = l.take::<Act>(3);
+        let b = l.take::<f32>(5);
+        assert_eq!((a.span().byte, a.span().bytes(), a.dtype()), (0, 6, DType::Bf16));
+        assert_eq!((b.span().byte, b.span().bytes(), b.dtype()), (256, 20, DType::F32));
+        assert_eq!(l.bytes(), 512);
+    }
+
+    #[test]
+    fn rewinding_shares_bytes_and_keeps_the_high_water_mark() {
+        let mut l = Layout::new(Region::Scratch, DType::F32);
+        l.take::<f32>(1);
+        let mark = l.mark();
+        let big = l.take::<f32>(1000);
+        l.rewind(mark);
+        let small = l.take::<f32>(10);
+        assert_eq!(big.span().byte, small.span().byte);
+        assert_eq!(l.bytes(), 256 + 4096);
+    }
+
+    #[test]
+    fn slices_move_by_elements_and_bases_add_up() {
+        let mut l = Layout::new(Region::Kv, DType::F16);
+        l.take::<u8>(1);
+        let b = l.take::<Act>(100).slice(10..20);
+        assert_eq!((b.span().byte, b.len()), (256 + 20, 10));
+        assert_eq!(Bases::new([1, 1000, 3, 4]).at(b), 1276);
+    }
+
+    #[test]
+    #[should_panic(expected = "slice 5..11 of a buffer of 10 elements")]
+    fn a_slice_cannot_leave_its_buffer() {
+        Layout::new(Region::Io, DType::F32).take::<i32>(10).slice(5..11);
+    }
+}

@@ -1,0 +1,1 @@
+//! Tokens: tokenizer, chat template, stop strings; no device.
