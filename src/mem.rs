@@ -6,6 +6,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -170,6 +171,11 @@ impl<T> Buf<T> {
         }
     }
 
+    /// The buffer at `span`.
+    pub(crate) fn from_span(span: Span) -> Buf<T> {
+        Buf { region: span.region, dtype: span.dtype, byte: span.byte, len: span.len, element: PhantomData }
+    }
+
     /// The same place without its type, for comparing and tracing.
     pub fn span(&self) -> Span {
         Span { region: self.region, dtype: self.dtype, byte: self.byte, len: self.len }
@@ -204,6 +210,13 @@ impl Span {
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}..+{} {}]", self.region.name(), self.byte, self.len, self.dtype)
+    }
+}
+
+impl From<Buf<f32>> for Buf<Act> {
+    /// f32 is one of the types that [`Act`] stands for: a GEMM writes logits so.
+    fn from(b: Buf<f32>) -> Buf<Act> {
+        Buf::from_span(b.span())
     }
 }
 
@@ -268,6 +281,31 @@ impl Bases {
     /// Address of the first element.
     pub fn at<T>(&self, b: Buf<T>) -> u64 {
         self.0[b.region as usize] + b.byte
+    }
+}
+
+/// Bytes that live as long as somebody reads them: a part of a mapped file, or host memory.
+#[derive(Clone)]
+pub struct Source {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+    dtype: DType,
+}
+
+impl Source {
+    /// The part `range` of `owner`, holding elements of `dtype`.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>, dtype: DType) -> Source {
+        Source { owner, range, dtype }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+
+    /// Stored type of an element.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 }
 

@@ -1,1 +1,166 @@
-//! The flat list of launches.
+//! A model's forward pass as a flat list of ops, and what runs it.
+//!
+//! Models *build* plans; a backend *links* a plan to its memory and runs it. Nothing is allocated, inferred or rewritten
+//! in between, so the list that is printed, costed and traced is the list that runs.
+
+mod bisect;
+
+pub use bisect::{Difference, bisect};
+
+use std::fmt::{self, Display, Write};
+use std::time::Duration;
+
+use anyhow::Result;
+use bytemuck::Pod;
+
+use crate::kernel::Cost;
+use crate::mem::{Buf, DType, Source, Span};
+use crate::ops::Op;
+
+/// Where a step stands in the model, for example `llm/17/attn/rope_kv`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label(String);
+
+impl Label {
+    /// The path.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One launch.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// What to compute and where.
+    pub op: Op,
+    /// Where it stands in the model.
+    pub label: Label,
+}
+
+/// A flat list of launches over byte offsets into the four regions.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    dtype: DType,
+    scopes: Vec<String>,
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    /// An empty plan whose activations are stored as `dtype`.
+    pub fn new(dtype: DType) -> Plan {
+        Plan { dtype, scopes: Vec::new(), steps: Vec::new() }
+    }
+
+    /// Append a launch, labelled by the open scopes and the name of the op.
+    pub fn push(&mut self, op: impl Into<Op>) {
+        let op = op.into();
+        let mut label = String::new();
+        for scope in &self.scopes {
+            label.push_str(scope);
+            label.push('/');
+        }
+        label.push_str(op.name());
+        self.steps.push(Step { op, label: Label(label) });
+    }
+
+    /// Label everything that `f` pushes with `name` as well.
+    pub fn scope(&mut self, name: impl Display, f: impl FnOnce(&mut Plan)) {
+        self.scopes.push(name.to_string());
+        f(self);
+        self.scopes.pop();
+    }
+
+    /// The launches, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Stored type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes and operations of the whole plan.
+    pub fn cost(&self) -> Cost {
+        self.steps.iter().map(|s| s.op.cost()).sum()
+    }
+
+    /// A plan of step `i` alone.
+    fn only(&self, i: usize) -> Plan {
+        Plan { dtype: self.dtype, scopes: Vec::new(), steps: vec![self.steps[i].clone()] }
+    }
+
+    /// The list in Graphviz' language: a chain of launches, clustered by their first scope.
+    pub fn to_dot(&self) -> String {
+        let mut dot = String::from("digraph plan {\n  rankdir=TB;\n  node [shape=box, fontname=\"monospace\"];\n");
+        for (i, step) in self.steps.iter().enumerate() {
+            let cost = step.op.cost();
+            let _ = writeln!(dot, "  s{i} [label=\"{}\\n{} B, {} flop\"];", step.label, cost.bytes, cost.flops);
+        }
+        for i in 1..self.steps.len() {
+            let _ = writeln!(dot, "  s{} -> s{i};", i - 1);
+        }
+        dot.push_str("}\n");
+        dot
+    }
+}
+
+/// Watches a plan run.
+pub trait Probe {
+    /// Step `index` of the plan has run and took `time`.
+    fn step(&mut self, index: usize, step: &Step, time: Duration);
+}
+
+/// What runs plans: the CPU with the references, a GPU with the kernels.
+pub trait Backend {
+    /// A linked plan: it can be run any number of times and reads what changes between runs from memory.
+    type Exec;
+
+    /// Bind a plan to this backend's memory.
+    fn link(&self, plan: &Plan) -> Result<Self::Exec>;
+
+    /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] waits for it.
+    fn run(&self, exec: &mut Self::Exec, probe: Option<&mut dyn Probe>) -> Result<()>;
+
+    /// Copy `src` to the first `src.len()` elements of `dst`.
+    fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()>;
+
+    /// Copy the first `dst.len()` elements of `src` to the host. The only call that waits for the device.
+    fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()>;
+
+    /// The bytes at `span`.
+    fn snapshot(&self, span: Span) -> Result<Vec<u8>>;
+
+    /// Overwrite the bytes at `span` with those of a [`Backend::snapshot`].
+    fn restore(&self, span: Span, bytes: &[u8]) -> Result<()>;
+
+    /// Put a tensor of a checkpoint at `dst`, converting float types where they differ. With `in_place`, `dst` is a
+    /// whole read-only buffer, and a host backend may read it where it lies.
+    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+    use crate::ops::RmsNorm;
+
+    #[test]
+    fn labels_are_the_open_scopes_and_the_op() {
+        let mut l = Layout::new(Region::Scratch, DType::F32);
+        let norm = RmsNorm { y: l.take(8), x: l.take(8), weight: l.take(4), rows: 2, cols: 4, eps: 1e-5 };
+        let mut plan = Plan::new(DType::F32);
+        plan.scope("llm", |p| p.scope(17, |p| p.push(norm)));
+        plan.push(norm);
+        let labels: Vec<_> = plan.steps().iter().map(|s| s.label.as_str()).collect();
+        assert_eq!(labels, ["llm/17/rmsnorm", "rmsnorm"]);
+        assert_eq!(plan.cost().bytes, 2 * (8 + 8 + 4) * 4);
+        assert!(plan.to_dot().contains("s0 -> s1"));
+    }
+}

@@ -1,1 +1,80 @@
-//! The closed list of ops.
+//! The closed list of ops. One file an op: its fields, what it costs, what it writes, and a plain f32 reference.
+//!
+//! An op enters with a reference, a shape table, a parity test and a bench, or not at all; there is no generic
+//! element-wise op, no broadcast and no transpose, because those belong into the op that produces the data.
+
+mod attention;
+mod dense_attention;
+mod embed_splice;
+mod gather;
+mod gemm;
+mod layer_norm;
+mod math;
+mod paged_decode;
+mod paged_prefill;
+mod patch_embed;
+mod philox;
+mod rmsnorm;
+mod rope_kv;
+mod sample;
+
+pub use attention::{KV_BLOCK, PagedKv};
+pub use dense_attention::DenseAttention;
+pub use embed_splice::EmbedSplice;
+pub use gather::Gather;
+pub use gemm::{Epilogue, Gemm};
+pub use layer_norm::LayerNorm;
+pub use paged_decode::PagedDecode;
+pub use paged_prefill::PagedPrefill;
+pub use patch_embed::PatchEmbed;
+pub use rmsnorm::RmsNorm;
+pub use rope_kv::{RopeKv, rope_table};
+pub use sample::{MAX_TOP_LOGPROBS, Sample, SamplingRow};
+
+use crate::host::HostMem;
+use crate::kernel::{Cost, Kernel};
+use crate::mem::Spans;
+
+macro_rules! ops {
+    ($($op:ident),* $(,)?) => {
+        /// Any op of the list.
+        #[derive(Clone, Copy, Debug)]
+        #[allow(missing_docs)]
+        pub enum Op { $($op($op)),* }
+
+        impl Op {
+            /// Names of every op of the list, in order.
+            pub const NAMES: &'static [&'static str] = &[$(<$op as Kernel>::NAME),*];
+
+            /// Symbol stem, trace label and bench id.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$op(_) => <$op as Kernel>::NAME),* }
+            }
+
+            /// See [`Kernel::cost`].
+            pub fn cost(&self) -> Cost {
+                match self { $(Op::$op(op) => op.cost()),* }
+            }
+
+            /// See [`Kernel::writes`].
+            pub fn writes(&self) -> Spans {
+                match self { $(Op::$op(op) => op.writes()),* }
+            }
+
+            /// See [`Kernel::reference`].
+            pub fn reference(&self, m: &HostMem) {
+                match self { $(Op::$op(op) => op.reference(m)),* }
+            }
+        }
+
+        $(impl From<$op> for Op {
+            fn from(op: $op) -> Op {
+                Op::$op(op)
+            }
+        })*
+    };
+}
+
+ops! {
+    PatchEmbed, LayerNorm, RmsNorm, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
+}

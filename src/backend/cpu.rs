@@ -1,0 +1,71 @@
+//! The CPU backend: runs the references over host memory.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use bytemuck::Pod;
+
+use crate::host::HostMem;
+use crate::mem::{Buf, Source, Span};
+use crate::plan::{Backend, Plan, Probe, Step};
+
+/// Host memory for the four regions, and the references.
+pub struct Cpu {
+    memory: HostMem,
+}
+
+impl Cpu {
+    /// Regions of the given sizes in bytes, in the order of [`Region::ALL`](crate::mem::Region::ALL).
+    ///
+    /// # Errors
+    /// If the memory cannot be reserved.
+    pub fn new(bytes: [usize; 4]) -> Result<Cpu> {
+        Ok(Cpu { memory: HostMem::new(bytes)? })
+    }
+}
+
+impl Backend for Cpu {
+    type Exec = Vec<Step>;
+
+    fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
+        Ok(plan.steps().to_vec())
+    }
+
+    fn run(&self, exec: &mut Vec<Step>, mut probe: Option<&mut dyn Probe>) -> Result<()> {
+        for (i, step) in exec.iter().enumerate() {
+            let start = Instant::now();
+            step.op.reference(&self.memory);
+            if let Some(probe) = &mut probe {
+                probe.step(i, step, start.elapsed());
+            }
+        }
+        Ok(())
+    }
+
+    fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {
+        ensure!(src.len() <= dst.len(), "{} elements do not fit {dst:?}", src.len());
+        let bytes = bytemuck::cast_slice(src);
+        self.memory.bytes_mut(dst.span())[..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()> {
+        ensure!(dst.len() <= src.len(), "{src:?} has fewer than {} elements", dst.len());
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(dst);
+        bytes.copy_from_slice(&self.memory.bytes(src.span())[..bytes.len()]);
+        Ok(())
+    }
+
+    fn snapshot(&self, span: Span) -> Result<Vec<u8>> {
+        Ok(self.memory.bytes(span).to_vec())
+    }
+
+    fn restore(&self, span: Span, bytes: &[u8]) -> Result<()> {
+        self.memory.bytes_mut(span).copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
+        self.memory.fill(dst, src, in_place)
+    }
+}

@@ -1,0 +1,186 @@
+//! Host memory for the four regions: what the references compute on.
+//!
+//! References read whole buffers as f32 and write whole buffers back, rounded once to the stored type, so a reference
+//! is plain loops over `Vec<f32>`. Every access goes through a [`Buf`] and is bounds-checked.
+
+use std::cell::{Ref, RefCell, RefMut};
+
+use anyhow::{Result, bail, ensure};
+use bytemuck::{Pod, Zeroable};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::mem::{Act, Buf, DType, Region, Source, Span};
+
+/// The unit of an arena, so that every 256-byte-aligned offset is an aligned address.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(256))]
+struct Line([u8; 256]);
+
+impl Line {
+    fn slab(bytes: usize) -> Result<Box<[Line]>> {
+        let lines = bytes.div_ceil(256);
+        // Zeroed by the allocator, so untouched pages of a large region cost nothing.
+        bytemuck::try_zeroed_slice_box(lines)
+            .map_err(|()| anyhow::anyhow!("out of host memory: {} MiB could not be reserved", bytes >> 20))
+    }
+}
+
+/// One region: an arena, and for the weights the spans that are read in place from a mapped file.
+struct Arena {
+    lines: Box<[Line]>,
+    mapped: Vec<(Span, Source)>,
+}
+
+impl Arena {
+    fn bytes(&self, span: Span) -> &[u8] {
+        let after = self.mapped.partition_point(|(s, _)| s.byte <= span.byte);
+        if let Some((at, source)) = after.checked_sub(1).map(|i| &self.mapped[i])
+            && span.byte + span.bytes() <= at.byte + at.bytes()
+        {
+            let start = (span.byte - at.byte) as usize;
+            return &source.bytes()[start..start + span.bytes() as usize];
+        }
+        &bytemuck::cast_slice(&self.lines)[span.range()]
+    }
+}
+
+/// Host memory behind the four regions.
+pub struct HostMem {
+    arenas: [RefCell<Arena>; 4],
+}
+
+/// A read-only run of floats in their stored type.
+#[derive(Clone, Copy)]
+pub enum Floats<'a> {
+    /// binary32.
+    F32(&'a [f32]),
+    /// binary16.
+    F16(&'a [f16]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Floats<'a> {
+    fn cast(bytes: &'a [u8], dtype: DType) -> Floats<'a> {
+        match dtype {
+            DType::F32 => Floats::F32(bytemuck::cast_slice(bytes)),
+            DType::F16 => Floats::F16(bytemuck::cast_slice(bytes)),
+            DType::Bf16 => Floats::Bf16(bytemuck::cast_slice(bytes)),
+            DType::I32 | DType::U8 => unreachable!("{dtype} is not a float type"),
+        }
+    }
+
+    /// Elements `start .. start + out.len()`, widened to f32, which is exact.
+    pub fn widen(&self, start: usize, out: &mut [f32]) {
+        let range = start..start + out.len();
+        match self {
+            Floats::F32(x) => out.copy_from_slice(&x[range]),
+            Floats::F16(x) => x[range].convert_to_f32_slice(out),
+            Floats::Bf16(x) => x[range].convert_to_f32_slice(out),
+        }
+    }
+}
+
+impl HostMem {
+    /// Zeroed regions of the given sizes, in the order of [`Region::ALL`].
+    ///
+    /// # Errors
+    /// If the memory cannot be reserved.
+    pub fn new(bytes: [usize; 4]) -> Result<HostMem> {
+        let arena = |i: usize| -> Result<RefCell<Arena>> {
+            Ok(RefCell::new(Arena { lines: Line::slab(bytes[i])?, mapped: Vec::new() }))
+        };
+        Ok(HostMem { arenas: [arena(0)?, arena(1)?, arena(2)?, arena(3)?] })
+    }
+
+    fn arena(&self, region: Region) -> &RefCell<Arena> {
+        &self.arenas[region as usize]
+    }
+
+    /// The bytes of `span`. Nothing may be written to its region while the borrow lives.
+    pub fn bytes(&self, span: Span) -> Ref<'_, [u8]> {
+        Ref::map(self.arena(span.region).borrow(), |a| a.bytes(span))
+    }
+
+    /// The bytes of `span`, writable.
+    pub fn bytes_mut(&self, span: Span) -> RefMut<'_, [u8]> {
+        RefMut::map(self.arena(span.region).borrow_mut(), |a| &mut bytemuck::cast_slice_mut(&mut a.lines)[span.range()])
+    }
+
+    /// A copy of a buffer of integers or bytes.
+    pub fn read<T: Pod>(&self, b: Buf<T>) -> Vec<T> {
+        bytemuck::pod_collect_to_vec(&self.bytes(b.span()))
+    }
+
+    /// A copy of a float buffer, widened to f32.
+    pub fn load<T>(&self, b: Buf<T>) -> Vec<f32> {
+        let mut out = vec![0.0; b.len()];
+        Floats::cast(&self.bytes(b.span()), b.dtype()).widen(0, &mut out);
+        out
+    }
+
+    /// Overwrite a float buffer with `values`, each rounded once to the stored type, to nearest with ties to even.
+    pub fn store<T>(&self, b: Buf<T>, values: &[f32]) {
+        let bytes = &mut *self.bytes_mut(b.span());
+        match b.dtype() {
+            DType::F32 => bytemuck::cast_slice_mut(bytes).copy_from_slice(values),
+            DType::F16 => bytemuck::cast_slice_mut::<u8, f16>(bytes).convert_from_f32_slice(values),
+            DType::Bf16 => bytemuck::cast_slice_mut::<u8, bf16>(bytes).convert_from_f32_slice(values),
+            DType::I32 | DType::U8 => unreachable!("{} is not a float type", b.dtype()),
+        }
+    }
+
+    /// Run `f` over a float buffer in its stored type, without copying it.
+    pub fn with_floats<T, R>(&self, b: Buf<T>, f: impl FnOnce(Floats<'_>) -> R) -> R {
+        let bytes = self.bytes(b.span());
+        f(Floats::cast(&bytes, b.dtype()))
+    }
+
+    /// Put a tensor of a checkpoint at `dst`; a float type other than the wanted one is converted.
+    ///
+    /// With `in_place`, `dst` is a whole buffer, which only ever is read: a tensor of the wanted type whose bytes are
+    /// aligned is then not copied, and reads of `dst` go to the mapped file.
+    ///
+    /// # Errors
+    /// If the lengths differ or the types are not both floats.
+    pub fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
+        let from = src.dtype();
+        ensure!(
+            src.bytes().len() as u64 / from.size() as u64 == dst.len,
+            "{dst:?} takes {} elements and the source has {} bytes of {from}",
+            dst.len,
+            src.bytes().len()
+        );
+        let aligned = src.bytes().as_ptr().align_offset(from.size()) == 0;
+        if in_place && aligned && from == dst.dtype {
+            let mapped = &mut self.arena(dst.region).borrow_mut().mapped;
+            let at = mapped.partition_point(|(s, _)| s.byte < dst.byte);
+            mapped.insert(at, (dst, src.clone()));
+            return Ok(());
+        }
+        if from == dst.dtype {
+            self.bytes_mut(dst).copy_from_slice(src.bytes());
+            return Ok(());
+        }
+        if !(from.is_float() && dst.dtype.is_float()) {
+            bail!("{from} cannot be converted to {}", dst.dtype);
+        }
+        let values: Vec<f32> = match from {
+            DType::F32 => bytemuck::pod_collect_to_vec(src.bytes()),
+            DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(src.bytes()).to_f32_vec(),
+            _ => bytemuck::pod_collect_to_vec::<u8, bf16>(src.bytes()).to_f32_vec(),
+        };
+        self.store(Buf::<Act>::from_span(dst), &values);
+        Ok(())
+    }
+}
+
+/// `x` rounded to `dtype` and widened again: one rounding of a computation that a kernel does in the stored type.
+pub fn round_to(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(x).to_f32(),
+        DType::Bf16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}

@@ -1,0 +1,109 @@
+//! Rotary position embedding, and the write into the paged cache.
+
+use super::attention::PagedKv;
+use crate::host::{HostMem, round_to};
+use crate::kernel::{Cost, Kernel};
+use crate::mem::{Act, Buf, Spans};
+
+/// Rotate q in place, rotate k, and put k and v into the cache at each token's slot. A slot of -1 writes nothing.
+///
+/// Half-split rotation: with `h = head_dim / 2`, `x'[j] = x[j] cos - x[j+h] sin` and `x'[j+h] = x[j+h] cos + x[j] sin`.
+/// Cosine and sine are rounded to the stored type first, as Hugging Face does.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeKv {
+    /// `[tokens, (heads + 2 * kv_heads) * head_dim]`: q, then k, then v, each head-major.
+    pub qkv: Buf<Act>,
+    /// Keys and values of the layer.
+    pub kv: PagedKv,
+    /// `[positions, head_dim]`: cosines, then sines, as [`rope_table`] makes them.
+    pub table: Buf<f32>,
+    /// `[tokens]`: place of the token in its sequence.
+    pub positions: Buf<i32>,
+    /// `[tokens]`: `block * 16 + place`, or -1.
+    pub slot_mapping: Buf<i32>,
+    /// Rows.
+    pub tokens: usize,
+    /// Query heads.
+    pub heads: usize,
+}
+
+/// Cosines and sines of positions `0 .. positions`, `[positions, head_dim]`, computed in f32 as Hugging Face does:
+/// `angle = position / theta^(2j / head_dim)`.
+pub fn rope_table(theta: f64, head_dim: usize, positions: usize) -> Vec<f32> {
+    let half = head_dim / 2;
+    let inverse: Vec<f32> = (0..half).map(|j| 1.0 / (theta as f32).powf(2.0 * j as f32 / head_dim as f32)).collect();
+    let row = |p: usize| {
+        let angles = inverse.iter().map(move |f| p as f32 * f);
+        angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect::<Vec<_>>()
+    };
+    (0..positions).flat_map(row).collect()
+}
+
+impl Kernel for RopeKv {
+    const NAME: &'static str = "rope_kv";
+
+    fn cost(&self) -> Cost {
+        let d = self.kv.head_dim;
+        let (q, kv) = (self.heads * d, 2 * self.kv.kv_heads * d);
+        let rotated = q + kv / 2;
+        Cost {
+            bytes: (self.tokens * (2 * (q + kv) * self.qkv.dtype().size() + 4 * d + 8)) as u64,
+            flops: (self.tokens * 3 * rotated) as u64,
+        }
+    }
+
+    fn writes(&self) -> Spans {
+        vec![self.qkv.span(), self.kv.k.span(), self.kv.v.span()]
+    }
+
+    fn reference(&self, m: &HostMem) {
+        let (d, kv_heads) = (self.kv.head_dim, self.kv.kv_heads);
+        let width = (self.heads + 2 * kv_heads) * d;
+        let mut qkv = m.load(self.qkv);
+        let (positions, slots) = (m.read(self.positions), m.read(self.slot_mapping));
+        for (row, (&position, &slot)) in qkv.chunks_exact_mut(width).zip(positions.iter().zip(&slots)).take(self.tokens)
+        {
+            if slot < 0 {
+                continue;
+            }
+            let at = position as usize * d;
+            let mut angles = m.load(self.table.slice(at..at + d));
+            angles.iter_mut().for_each(|a| *a = round_to(self.qkv.dtype(), *a));
+            let (cos, sin) = angles.split_at(d / 2);
+            for head in row[..(self.heads + kv_heads) * d].chunks_exact_mut(d) {
+                rotate(head, cos, sin);
+            }
+            let (k, v) = row[self.heads * d..].split_at(kv_heads * d);
+            for h in 0..kv_heads {
+                let at = self.kv.at(slot as usize, h);
+                m.store(self.kv.k.slice(at..at + d), &k[h * d..][..d]);
+                m.store(self.kv.v.slice(at..at + d), &v[h * d..][..d]);
+            }
+        }
+        m.store(self.qkv, &qkv);
+    }
+}
+
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (low, high) = head.split_at_mut(cos.len());
+    for j in 0..cos.len() {
+        let (a, b) = (low[j], high[j]);
+        low[j] = a * cos[j] - b * sin[j];
+        high[j] = b * cos[j] + a * sin[j];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inverse_frequencies_are_the_published_ones() {
+        let table = rope_table(10000.0, 128, 2);
+        let angle = |j: usize| f64::from(table[128 + 64 + j]).atan2(f64::from(table[128 + j]));
+        for (j, expected) in [(0, 1.0), (1, 0.865964353), (2, 0.749894202), (63, 0.000115478193)] {
+            assert!((angle(j) - expected).abs() < 1e-7, "{j}: {}", angle(j));
+        }
+        assert!(table[..64].iter().all(|&c| c == 1.0) && table[64..128].iter().all(|&s| s == 0.0));
+    }
+}

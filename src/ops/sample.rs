@@ -1,0 +1,217 @@
+//! From logits to the next token.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::philox::{philox4x32_10, uniform};
+use crate::host::HostMem;
+use crate::kernel::{Cost, Kernel};
+use crate::mem::{Buf, Spans};
+
+/// Alternatives that can be reported beside the chosen token.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Below this temperature the most likely token is taken.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// A token's flag in the counts of its sequence: it occurs in the prompt. The other bits count how often it was
+/// generated.
+pub const IN_PROMPT: i32 = 1 << 30;
+
+/// Choose a token for every row of logits, report log-probabilities, and count the token.
+///
+/// In order: repetition penalty, frequency and presence penalty, then the most likely token if the temperature is 0
+/// (the lowest id among equals), else temperature, top-k, top-p, min-p, and a draw. The draw takes the largest
+/// `score + gumbel noise`, which is an exact sample of the softmax; the noise of a token is [`philox`](super::philox)
+/// of the seed, the step and the token. Log-probabilities are the log-softmax of the logits as they came.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// `[rows]`: the token, or -1 if the row holds a NaN or nothing finite.
+    pub token: Buf<i32>,
+    /// `[rows, 1 + 20]`: of the token, then of the most likely ones in descending order.
+    pub logprobs: Buf<f32>,
+    /// `[rows, 20]`: the most likely tokens; as many as the row asks for.
+    pub top: Buf<i32>,
+    /// `[rows, vocab]`
+    pub logits: Buf<f32>,
+    /// `[rows]` of [`SamplingRow`].
+    pub params: Buf<u8>,
+    /// `[sequences, vocab]`: see [`IN_PROMPT`].
+    pub counts: Buf<i32>,
+    /// Rows.
+    pub rows: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+}
+
+/// How one row is sampled; its twin stands in `cuda/params.cuh`. Every value is valid: requests are checked before.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SamplingRow {
+    /// Low and high word of the seed.
+    pub seed: [u32; 2],
+    /// Tokens generated so far: the counter of the noise.
+    pub step: u32,
+    /// Row of `counts`, or -1 to leave penalties and counting out.
+    pub state: i32,
+    /// 0 takes the most likely token.
+    pub temperature: f32,
+    /// Keep the most likely tokens that reach this probability together; 1 keeps all.
+    pub top_p: f32,
+    /// Drop tokens below this fraction of the largest probability; 0 keeps all.
+    pub min_p: f32,
+    /// Keep the `top_k` most likely tokens and those equal to the last; 0 keeps all.
+    pub top_k: u32,
+    /// Divide a positive score, multiply a negative one, for tokens of the prompt and the answer; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtract for every token of the answer; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtract for every occurrence in the answer; 0 is off.
+    pub frequency_penalty: f32,
+    /// Alternatives to report, at most [`MAX_TOP_LOGPROBS`].
+    pub top_logprobs: u32,
+}
+
+impl Kernel for Sample {
+    const NAME: &'static str = "sample";
+
+    fn cost(&self) -> Cost {
+        let logits = (self.rows * self.vocab) as u64;
+        Cost { bytes: 4 * logits, flops: 4 * logits }
+    }
+
+    fn writes(&self) -> Spans {
+        vec![self.token.span(), self.logprobs.span(), self.top.span(), self.counts.span()]
+    }
+
+    fn reference(&self, m: &HostMem) {
+        let rows: Vec<SamplingRow> = bytemuck::pod_collect_to_vec(&m.read(self.params));
+        let logits = m.load(self.logits);
+        let (mut tokens, mut logprobs, mut top) = (m.read(self.token), m.load(self.logprobs), m.read(self.top));
+        for (i, (raw, row)) in logits.chunks_exact(self.vocab).zip(&rows).take(self.rows).enumerate() {
+            let counts =
+                usize::try_from(row.state).ok().map(|s| self.counts.slice(s * self.vocab..(s + 1) * self.vocab));
+            let token = match counts {
+                Some(counts) => choose(&penalised(raw, &m.read(counts), row), row),
+                None => choose(raw, row),
+            };
+            tokens[i] = token.map_or(-1, |t| t as i32);
+            let Some(token) = token else { continue };
+            let normaliser = log_sum_exp(raw);
+            logprobs[i * (1 + MAX_TOP_LOGPROBS)] = raw[token] - normaliser;
+            for (j, t) in most_likely(raw, row.top_logprobs as usize).into_iter().enumerate() {
+                top[i * MAX_TOP_LOGPROBS + j] = t as i32;
+                logprobs[i * (1 + MAX_TOP_LOGPROBS) + 1 + j] = raw[t] - normaliser;
+            }
+            if let Some(counts) = counts {
+                let mut seen = m.bytes_mut(counts.span());
+                bytemuck::cast_slice_mut::<u8, i32>(&mut seen)[token] += 1;
+            }
+        }
+        m.bytes_mut(self.token.span()).copy_from_slice(bytemuck::cast_slice(&tokens));
+        m.bytes_mut(self.top.span()).copy_from_slice(bytemuck::cast_slice(&top));
+        m.store(self.logprobs, &logprobs);
+    }
+}
+
+/// Scores after the penalties, in the order of the OpenAI interface.
+fn penalised(raw: &[f32], counts: &[i32], row: &SamplingRow) -> Vec<f32> {
+    let penalise = |(&score, &count): (&f32, &i32)| {
+        let generated = count & (IN_PROMPT - 1);
+        let mut s = score;
+        if count != 0 {
+            s = if s < 0.0 { s * row.repetition_penalty } else { s / row.repetition_penalty };
+        }
+        if generated > 0 {
+            s -= row.frequency_penalty * generated as f32 + row.presence_penalty;
+        }
+        s
+    };
+    raw.iter().zip(counts).map(penalise).collect()
+}
+
+/// The next token, or `None` if a score is NaN or none is finite.
+fn choose(scores: &[f32], row: &SamplingRow) -> Option<usize> {
+    if scores.iter().any(|s| s.is_nan()) {
+        return None;
+    }
+    let best = argmax(scores.iter().copied());
+    if !scores[best].is_finite() {
+        return None;
+    }
+    if row.temperature < GREEDY_BELOW {
+        return Some(best);
+    }
+    let mut scaled: Vec<f32> = scores.iter().map(|s| s / row.temperature).collect();
+    keep_top_k(&mut scaled, row.top_k as usize);
+    keep_top_p(&mut scaled, row.top_p);
+    keep_min_p(&mut scaled, row.min_p);
+    let noise = |token: usize| {
+        let word = philox4x32_10([token as u32, row.step, 0, 0], row.seed)[0];
+        -(-uniform(word).ln()).ln()
+    };
+    // A dropped token keeps minus infinity whatever its noise.
+    Some(argmax(scaled.iter().enumerate().map(|(token, s)| s + noise(token))))
+}
+
+/// The first of the largest values.
+fn argmax(values: impl Iterator<Item = f32>) -> usize {
+    values.enumerate().fold((0, f32::NEG_INFINITY), |best, (i, v)| if v > best.1 { (i, v) } else { best }).0
+}
+
+/// Drop all but the `k` largest scores and those equal to the smallest of them.
+fn keep_top_k(scores: &mut [f32], k: usize) {
+    if k == 0 || k >= scores.len() {
+        return;
+    }
+    let mut sorted = scores.to_vec();
+    let (_, threshold, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    let threshold = *threshold;
+    drop_unless(scores, |s| s >= threshold);
+}
+
+/// Drop the least likely tokens as long as those dropped reach at most `1 - p` together; the largest always stays.
+fn keep_top_p(scores: &mut [f32], p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    let normaliser = log_sum_exp(scores);
+    let mut ascending: Vec<usize> = (0..scores.len()).collect();
+    ascending.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
+    let mut dropped = 0.0;
+    for &token in &ascending[..scores.len() - 1] {
+        dropped += (scores[token] - normaliser).exp();
+        if dropped > 1.0 - p {
+            break;
+        }
+        scores[token] = f32::NEG_INFINITY;
+    }
+}
+
+/// Drop tokens whose probability is below `min_p` times the largest.
+fn keep_min_p(scores: &mut [f32], min_p: f32) {
+    if min_p <= 0.0 {
+        return;
+    }
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    drop_unless(scores, |s| (s - max).exp() >= min_p);
+}
+
+fn drop_unless(scores: &mut [f32], keep: impl Fn(f32) -> bool) {
+    scores.iter_mut().filter(|s| !keep(**s)).for_each(|s| *s = f32::NEG_INFINITY);
+}
+
+fn log_sum_exp(x: &[f32]) -> f32 {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    max + x.iter().map(|v| f64::from(v - max).exp()).sum::<f64>().ln() as f32
+}
+
+/// The `n` largest, in descending order, the lower id first among equals.
+fn most_likely(raw: &[f32], n: usize) -> Vec<usize> {
+    let mut ids: Vec<usize> = (0..raw.len()).collect();
+    ids.sort_by(|&a, &b| raw[b].total_cmp(&raw[a]).then(a.cmp(&b)));
+    ids.truncate(n.min(MAX_TOP_LOGPROBS));
+    ids
+}
+
+#[cfg(test)]
+mod tests;
