@@ -1,0 +1,3 @@
+//! NVIDIA GPUs: the compiled kernels that the binary carries.
+
+pub mod image;
