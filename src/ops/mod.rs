@@ -27,7 +27,7 @@ pub use layer_norm::LayerNorm;
 pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
 pub use patch_embed::PatchEmbed;
-pub use rmsnorm::RmsNorm;
+pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
