@@ -312,6 +312,71 @@ fn nan_and_infinity_are_differences() {
     }
 }
 
+/// The reverse: the reference overflows, as f16 does, and the tested backend does not.
+#[test]
+fn a_finite_value_where_the_reference_is_infinite_is_a_difference() {
+    for dtype in FLOATS {
+        for (planted, other) in [(f64::INFINITY, 1.0), (f64::INFINITY, f64::NEG_INFINITY), (f64::NAN, 1.0)] {
+            let rig = decoder(dtype);
+            let plant = |value: f64| {
+                move |s: &Step, cpu: &Cpu| {
+                    if s.label.as_str() == "head/gemm" {
+                        poke(cpu, s.op.writes()[0], 4, value);
+                    }
+                }
+            };
+            let reference = Faulty { cpu: rig.cpu(), fault: plant(planted) };
+            let tested = Faulty { cpu: rig.cpu(), fault: plant(other) };
+            let found = bisect(&rig.plan, &reference, &tested, TOLERANCE).unwrap();
+            assert_eq!(
+                found.map(|f| (f.label.to_string(), f.element)),
+                Some(("head/gemm".to_string(), 4)),
+                "{planted}"
+            );
+        }
+    }
+}
+
+/// Backends may write NaNs with different signs and payloads; that both found no number is agreement.
+#[test]
+fn any_nan_agrees_with_any_other() {
+    let rig = decoder(DType::F32);
+    let plant = |bits: u32| {
+        move |s: &Step, cpu: &Cpu| {
+            if s.label.as_str() == "llm/0/mlp/down/gemm" {
+                cpu.restore(element(s.op.writes()[0], 3), &bits.to_le_bytes()).unwrap();
+            }
+        }
+    };
+    let reference = Faulty { cpu: rig.cpu(), fault: plant(0xffc0_0000) };
+    let tested = Faulty { cpu: rig.cpu(), fault: plant(0x7fff_ffff) };
+    assert_eq!(bisect(&rig.plan, &reference, &tested, TOLERANCE).unwrap(), None);
+}
+
+/// A token is right or wrong; 1000 is not nearly 1001.
+#[test]
+fn integers_have_no_tolerance() {
+    let vocab = 2000;
+    let mut rig = Rig::new(DType::F32);
+    let mut logits = vec![0.0; vocab];
+    logits[1000] = 5.0;
+    let row = SamplingRow { state: -1, top_p: 1.0, repetition_penalty: 1.0, ..bytemuck::Zeroable::zeroed() };
+    let row: Vec<f64> = bytemuck::bytes_of(&row).iter().map(|&b| f64::from(b)).collect();
+    let sample = Sample {
+        token: rig.zeros(Region::Io, 1),
+        logprobs: rig.zeros(Region::Io, 1 + MAX_TOP_LOGPROBS),
+        top: rig.zeros(Region::Io, MAX_TOP_LOGPROBS),
+        logits: rig.put(Region::Scratch, &logits),
+        params: rig.put(Region::Io, &row),
+        counts: rig.zeros(Region::Io, 0),
+        rows: 1,
+        vocab,
+    };
+    rig.plan.push(sample);
+    let found = rig.bisect(|_, cpu| poke(cpu, sample.token.span(), 0, 1001.0)).unwrap();
+    assert_eq!((found.span, found.expected, found.found), (sample.token.span(), 1000.0, 1001.0));
+}
+
 /// Three products in a row, of which the second multiplies by 1000, and a norm that hides all of it.
 fn amplifier() -> Rig {
     let (rows, n) = (3, 8);
