@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytemuck::NoUninit;
 use half::{bf16, f16};
 
 /// Every buffer starts at a multiple of this many bytes: a whole number of cache lines on any device, and what TMA
@@ -284,7 +285,8 @@ impl Bases {
     }
 }
 
-/// Bytes that live as long as somebody reads them: a part of a mapped file, or host memory.
+/// The bytes of one tensor before they are in a region, shared with whoever else reads them: part of a memory-mapped
+/// file, or a vector. Cloning shares; a backend on the host may keep the bytes where they are.
 #[derive(Clone)]
 pub struct Source {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -293,19 +295,52 @@ pub struct Source {
 }
 
 impl Source {
-    /// The part `range` of `owner`, holding elements of `dtype`.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>, dtype: DType) -> Source {
-        Source { owner, range, dtype }
+    /// The bytes `range` of `owner` as little-endian elements of `dtype`; `None` when the range leaves the owner or
+    /// holds a broken element. `owner` must hand out the same bytes every time.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>, dtype: DType) -> Option<Source> {
+        let bytes = (*owner).as_ref().get(range.clone())?;
+        (bytes.len() % dtype.size() == 0).then_some(Source { owner, range, dtype })
     }
 
-    /// The bytes.
+    /// Takes over `values`, which must be little-endian, as they are on every supported host.
+    pub fn from_vec<T: Element + NoUninit + Send + Sync>(values: Vec<T>) -> Source {
+        let range = 0..size_of_val(values.as_slice());
+        Source { owner: Arc::new(Values(values)), range, dtype: T::dtype(DType::F32) }
+    }
+
+    /// The elements' bytes. Of any alignment: a file places a tensor wherever its writer liked.
     pub fn bytes(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
     }
 
-    /// Stored type of an element.
+    /// Type of an element.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.range.len() / self.dtype.size()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({} x {})", self.len(), self.dtype)
+    }
+}
+
+/// Lets a vector of numbers own the bytes of a [`Source`].
+struct Values<T>(Vec<T>);
+
+impl<T: NoUninit> AsRef<[u8]> for Values<T> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 
@@ -348,5 +383,23 @@ mod tests {
     #[should_panic(expected = "slice 5..11 of a buffer of 10 elements")]
     fn a_slice_cannot_leave_its_buffer() {
         Layout::new(Region::Io, DType::F32).take::<i32>(10).slice(5..11);
+    }
+
+    #[test]
+    fn a_source_stays_inside_its_owner_and_holds_whole_elements() {
+        let owner = || Arc::new(vec![0u8, 0, 128, 63, 9]);
+        let one = Source::new(owner(), 0..4, DType::F32).unwrap();
+        assert_eq!((one.bytes(), one.len(), one.dtype()), (&[0, 0, 128, 63][..], 1, DType::F32));
+        assert_eq!(Source::new(owner(), 1..5, DType::F16).unwrap().len(), 2);
+        assert!(Source::new(owner(), 0..5, DType::F16).is_none());
+        assert!(Source::new(owner(), 4..6, DType::F16).is_none());
+    }
+
+    #[test]
+    fn a_source_of_a_vector_shares_its_bytes() {
+        let ones = Source::from_vec(vec![f16::ONE; 3]);
+        assert_eq!((ones.bytes(), ones.dtype()), (&[0, 60, 0, 60, 0, 60][..], DType::F16));
+        assert_eq!(ones.clone().bytes().as_ptr(), ones.bytes().as_ptr());
+        assert!(Source::from_vec(Vec::<f32>::new()).is_empty());
     }
 }

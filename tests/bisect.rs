@@ -180,7 +180,7 @@ fn decoder(dtype: DType) -> Rig {
         vocab,
     };
 
-    let gemm = |c, a, (b, n, k), m, epilogue| Gemm { c, a, b, m, n, k, epilogue };
+    let gemm = |c, a, (b, n, k), m, epilogue| Gemm { c, a, b, m, n, k, bias: None, epilogue };
     let norm = |y, x, rows| RmsNorm { y, x, weight, rows, cols: hidden, eps: 1e-5 };
     let (seqs, max_blocks, context) = (1, 1, tokens);
     let p = &mut r.plan;
@@ -386,7 +386,7 @@ fn amplifier() -> Rig {
     let weights = [1.0, 1000.0, 1.0].map(|by| r.put::<Act>(Region::Weights, &identity(by)));
     let (weight, bias) = (r.random(Region::Weights, n), r.random(Region::Weights, n));
     for (name, c, a, b) in [("first", b, a, weights[0]), ("second", c, b, weights[1]), ("third", d, c, weights[2])] {
-        r.plan.scope(name, |p| p.push(Gemm { c, a, b, m: rows, n, k: n, epilogue: Epilogue::Store }));
+        r.plan.scope(name, |p| p.push(Gemm { c, a, b, m: rows, n, k: n, bias: None, epilogue: Epilogue::Store }));
     }
     r.plan.push(LayerNorm { y, x: d, weight, bias, rows, cols: n, eps: 1e-5 });
     r

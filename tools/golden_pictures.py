@@ -5,7 +5,7 @@ from PIL import Image
 
 # name -> (width, height). CLIP preprocessing scales the short side to image_size and crops the long one.
 SIZES = {
-    "square": (56, 56),  # already image_size of llava-tiny-mha: the resize is the identity there
+    "square": (42, 42),  # already image_size of llava-tiny-gqa: the resize is the identity there
     "wide": (90, 40),  # odd crop margins left and right
     "tall": (33, 71),  # odd crop margins top and bottom, upscaled
     "tiny": (9, 7),  # far below image_size

@@ -1,5 +1,7 @@
 //! What runs plans. A backend knows ops, plans and memory, and no model.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 pub use cpu::Cpu;

@@ -22,44 +22,25 @@ pub struct Gemm {
     pub n: usize,
     /// Length of a row of either.
     pub k: usize,
-    /// What happens to the product.
+    /// `[n]`, added to every row of the product.
+    pub bias: Option<Buf<Act>>,
+    /// What happens to the sum.
     pub epilogue: Epilogue,
 }
 
-/// What happens to `p = a * b^T` before it is stored. Biases are `[n]`.
-#[derive(Clone, Copy, Debug)]
+/// What happens to `p = a * b^T + bias` before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
     /// `p`
     Store,
     /// `c + p`: the residual connection; `c` is read and written.
     AddResidual,
-    /// `p + bias`
-    Bias(Buf<Act>),
-    /// `c + p + bias`
-    BiasAddResidual(Buf<Act>),
-    /// `quick_gelu(p + bias)`, CLIP's activation.
-    BiasQuickGelu(Buf<Act>),
-    /// `gelu(p + bias)`, the exact one.
-    BiasGelu(Buf<Act>),
+    /// `quick_gelu(p)`, CLIP's activation.
+    QuickGelu,
     /// `gelu(p)`, the exact one.
     Gelu,
     /// `silu(gate) * up`, where the first `n / 2` columns of `p` are gate and the others up.
     SwiGlu,
-}
-
-impl Epilogue {
-    fn bias(self) -> Option<Buf<Act>> {
-        match self {
-            Epilogue::Bias(b) | Epilogue::BiasAddResidual(b) | Epilogue::BiasQuickGelu(b) | Epilogue::BiasGelu(b) => {
-                Some(b)
-            }
-            Epilogue::Store | Epilogue::AddResidual | Epilogue::Gelu | Epilogue::SwiGlu => None,
-        }
-    }
-
-    fn reads_c(self) -> bool {
-        matches!(self, Epilogue::AddResidual | Epilogue::BiasAddResidual(_))
-    }
 }
 
 impl Kernel for Gemm {
@@ -67,8 +48,8 @@ impl Kernel for Gemm {
 
     fn cost(&self) -> Cost {
         let Gemm { m, n, k, .. } = *self;
-        let inputs = m * k + n * k + self.epilogue.bias().map_or(0, |_| n);
-        let touched = if self.epilogue.reads_c() { 2 * self.c.len() } else { self.c.len() };
+        let inputs = m * k + n * k + self.bias.map_or(0, |_| n);
+        let touched = if self.epilogue == Epilogue::AddResidual { 2 * self.c.len() } else { self.c.len() };
         Cost {
             bytes: (inputs * self.a.dtype().size() + touched * self.c.dtype().size()) as u64,
             flops: 2 * (m * n * k) as u64,
@@ -82,19 +63,19 @@ impl Kernel for Gemm {
     fn reference(&self, m: &HostMem) {
         let a = m.load(self.a);
         let mut p = m.with_floats(self.b, |b| matmul_nt(&a, b, self.m, self.n, self.k));
-        if let Some(bias) = self.epilogue.bias() {
+        if let Some(bias) = self.bias {
             let bias = m.load(bias);
             for row in p.chunks_exact_mut(self.n) {
                 row.iter_mut().zip(&bias).for_each(|(v, b)| *v += b);
             }
         }
         match self.epilogue {
-            Epilogue::Store | Epilogue::Bias(_) => {}
-            Epilogue::AddResidual | Epilogue::BiasAddResidual(_) => {
+            Epilogue::Store => {}
+            Epilogue::AddResidual => {
                 p.iter_mut().zip(m.load(self.c)).for_each(|(v, c)| *v += c);
             }
-            Epilogue::BiasQuickGelu(_) => p.iter_mut().for_each(|v| *v = quick_gelu(*v)),
-            Epilogue::BiasGelu(_) | Epilogue::Gelu => p.iter_mut().for_each(|v| *v = gelu(*v)),
+            Epilogue::QuickGelu => p.iter_mut().for_each(|v| *v = quick_gelu(*v)),
+            Epilogue::Gelu => p.iter_mut().for_each(|v| *v = gelu(*v)),
             Epilogue::SwiGlu => {
                 let half = self.n / 2;
                 p = p.chunks_exact(self.n).flat_map(|row| (0..half).map(|j| silu(row[j]) * row[half + j])).collect();

@@ -27,9 +27,9 @@ pub use layer_norm::LayerNorm;
 pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
 pub use patch_embed::PatchEmbed;
-pub use rmsnorm::RmsNorm;
+pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, rope_table};
-pub use sample::{MAX_TOP_LOGPROBS, Sample, SamplingRow};
+pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, Kernel};

@@ -1,9 +1,11 @@
 //! Root-mean-square normalisation of rows.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::math::dot;
 use crate::host::{HostMem, round_to};
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// `y = round(x / sqrt(mean(x^2) + eps)) * weight`, row by row.
 ///
@@ -47,5 +49,52 @@ impl Kernel for RmsNorm {
             }
         }
         m.store(self.y, &y);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct RmsNormParams {
+    y: u64,
+    x: u64,
+    weight: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+impl Launch for RmsNorm {
+    type Params = RmsNormParams;
+
+    fn params(&self, at: &Bases) -> RmsNormParams {
+        RmsNormParams {
+            y: at.at(self.y),
+            x: at.at(self.x),
+            weight: at.at(self.weight),
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            eps: self.eps,
+            pad: 0,
+        }
+    }
+
+    /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a
+    /// row is added up in the same order in any batch.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
+        Geometry {
+            symbol: match self.x.dtype() {
+                DType::F16 => "rmsnorm_f16",
+                DType::Bf16 => "rmsnorm_bf16",
+                _ => "rmsnorm_f32",
+            },
+            grid: [self.rows as u32, 1, 1],
+            block: [threads, 1, 1],
+            smem: 0,
+            cluster: 1,
+            pdl: false,
+        }
     }
 }

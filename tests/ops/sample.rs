@@ -1,13 +1,10 @@
 //! Sample, through memory: what a row of parameters makes of a row of logits, and what is left in the four outputs.
 
 use ocelli::mem::{Buf, DType, Region};
-use ocelli::ops::{MAX_TOP_LOGPROBS, Sample, SamplingRow};
+use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
 use crate::bed::{Bed, Ran, Rng};
 use crate::bound::{Account, Exact, SLACK, U};
-
-/// Marks a token of the prompt in the counts.
-const IN_PROMPT: i32 = 1 << 30;
 
 const GREEDY: SamplingRow = SamplingRow {
     seed: [1, 2],

@@ -1,0 +1,28 @@
+// The parameter record of every op. A kernel takes exactly one, by value, as `const __grid_constant__ XParams p`.
+//
+// Each struct has a twin in src/ops/<op>.rs with the same fields in the same order (`#[repr(C)]`, no implicit padding:
+// an explicit `pad` field fills the tail). Two guards keep the twins together: the size asserted here is read by
+// people who change one side, and `EXPORT_PARAMS` below puts the size into the compiled image, where the loader
+// compares it with the Rust struct and refuses to run on a difference.
+//
+// Pointers are device addresses (`u64` in Rust). Values that change from step to step are never in here but behind a
+// pointer, so that a captured graph stays valid.
+
+#pragma once
+
+#include <stdint.h>
+
+struct RmsNormParams {
+    void* y;             // (rows, cols), dtype of the symbol
+    const void* x;       // (rows, cols)
+    const void* weight;  // (cols)
+    uint32_t rows;
+    uint32_t cols;
+    float eps;
+    uint32_t pad;
+};
+static_assert(sizeof(RmsNormParams) == 40, "RmsNormParams: change src/ops/rmsnorm.rs with it");
+
+// Once in every cuda/<op>.cu, with op = the file's name.
+#define EXPORT_PARAMS(op, Params) \
+    extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

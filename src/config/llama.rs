@@ -1,0 +1,148 @@
+//! `text_config` of the Llama family.
+
+use anyhow::{Result, bail, ensure};
+
+use super::base;
+use super::object::{Nulls, Object};
+
+/// Sizes and constants of a Llama text model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Elements of a head; even. `num_attention_heads * head_dim` need not be `hidden_size`.
+    pub head_dim: usize,
+    /// Rows of the embedding and of the head. Both tensors must have exactly this many, padding rows included.
+    pub vocab_size: usize,
+    /// Longest sequence, in tokens, that the positions were made for.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Whether the head's weight is the embedding's; see [`crate::weights::Wants::want_tied`].
+    pub tie_word_embeddings: bool,
+}
+
+/// Without effect in a Llama config. `pretraining_tp` only says in how many slices the training code multiplied.
+const INERT: &[&str] = &["attention_dropout", "max_sequence_length", "pretraining_tp"];
+
+const NULLABLE: Nulls = Nulls::In(&[
+    "bos_token_id",
+    "eos_token_id",
+    "head_dim",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rope_parameters",
+    "rope_scaling",
+]);
+
+/// Ids that old checkpoints keep in the text model's config.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct SpecialTokens {
+    pub bos: Option<u32>,
+    pub eos: Option<Vec<u32>>,
+    pub pad: Option<u32>,
+}
+
+impl LlamaConfig {
+    /// How `text_config` is to be read.
+    pub(super) const NULLS: Nulls = NULLABLE;
+
+    /// From `text_config`, or the defaults of transformers' LlamaConfig where it is absent or says nothing.
+    pub(super) fn read(o: &mut Object) -> Result<(LlamaConfig, SpecialTokens)> {
+        o.choice("model_type", &[("llama", ())])?;
+        base::check(o)?;
+        o.choice("hidden_act", &[("silu", ()), ("swish", ())])?;
+        o.only("attention_bias", false)?;
+        o.only("mlp_bias", false)?;
+        o.only("sliding_window", serde_json::Value::Null)?;
+        let special = SpecialTokens::read(o)?;
+        let hidden_size = o.size("hidden_size", 1 << 16)?.unwrap_or(4096);
+        let num_attention_heads = o.size("num_attention_heads", 1024)?.unwrap_or(32);
+        let num_key_value_heads = o.size("num_key_value_heads", 1024)?.unwrap_or(num_attention_heads);
+        ensure!(
+            hidden_size.is_multiple_of(num_attention_heads),
+            "{} = {hidden_size} is not a multiple of num_attention_heads = {num_attention_heads}",
+            o.at("hidden_size")
+        );
+        ensure!(
+            num_attention_heads.is_multiple_of(num_key_value_heads),
+            "{} = {num_key_value_heads} does not divide num_attention_heads = {num_attention_heads}",
+            o.at("num_key_value_heads")
+        );
+        let head_dim = o.size("head_dim", 1024)?.unwrap_or(hidden_size / num_attention_heads);
+        ensure!(
+            head_dim.is_multiple_of(2) && head_dim <= 1024,
+            "{} = {head_dim}; rotary positions need an even number up to 1024",
+            o.at("head_dim")
+        );
+        let config = LlamaConfig {
+            hidden_size,
+            intermediate_size: o.size("intermediate_size", 1 << 20)?.unwrap_or(11008),
+            num_hidden_layers: o.size("num_hidden_layers", 1024)?.unwrap_or(32),
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: o.size("vocab_size", 1 << 22)?.unwrap_or(32000),
+            max_position_embeddings: o.size("max_position_embeddings", 1 << 24)?.unwrap_or(2048),
+            rms_norm_eps: epsilon(o, "rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta: rope_theta(o)?,
+            tie_word_embeddings: o.flag("tie_word_embeddings")?.unwrap_or(false),
+        };
+        o.finish(&[base::INERT, base::OLD_GENERATION, base::NESTED, INERT])?;
+        Ok((config, special))
+    }
+}
+
+impl SpecialTokens {
+    /// From any object that may hold them.
+    pub(super) fn read(o: &mut Object) -> Result<SpecialTokens> {
+        Ok(SpecialTokens { bos: o.token("bos_token_id")?, eos: o.tokens("eos_token_id")?, pad: pad(o)? })
+    }
+}
+
+/// The padding token; old Llama files write -1 for none.
+fn pad(o: &mut Object) -> Result<Option<u32>> {
+    match o.get("pad_token_id").and_then(|value| value.as_i64()) {
+        Some(-1) => Ok(None),
+        _ => o.token("pad_token_id"),
+    }
+}
+
+/// A norm's epsilon.
+pub(super) fn epsilon(o: &mut Object, key: &'static str) -> Result<Option<f64>> {
+    o.number(key, "a number above 0 and below 1", |x| x > 0.0 && x < 1.0)
+}
+
+/// The rotary base in either spelling: `rope_theta` beside `rope_scaling`, or inside `rope_parameters`. No scaling of
+/// positions is supported.
+fn rope_theta(o: &mut Object) -> Result<f64> {
+    let mut theta = theta_of(o)?.map(|theta| (o.at("rope_theta"), theta));
+    for key in ["rope_parameters", "rope_scaling"] {
+        let Some(mut inner) = o.object(key, Nulls::In(&[]))? else { continue };
+        let spelling = inner.spelled("rope_type", "type")?;
+        inner.only(spelling, "default")?;
+        inner.only("partial_rotary_factor", 1.0)?;
+        let found = theta_of(&mut inner)?.map(|theta| (inner.at("rope_theta"), theta));
+        inner.finish(&[])?;
+        match (&theta, found) {
+            (Some((at, a)), Some((inner_at, b))) if *a != b => bail!("{at} = {a} contradicts {inner_at} = {b}"),
+            (None, found) => theta = found,
+            _ => {}
+        }
+    }
+    Ok(theta.map_or(10000.0, |(_, theta)| theta))
+}
+
+fn theta_of(o: &mut Object) -> Result<Option<f64>> {
+    o.number("rope_theta", "a number from 1 to 1e12", |x| (1.0..=1e12).contains(&x))
+}

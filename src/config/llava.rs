@@ -1,0 +1,143 @@
+//! config.json of LLaVA-1.5.
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+use super::base;
+use super::clip::ClipConfig;
+use super::json::shown;
+use super::llama::{LlamaConfig, SpecialTokens};
+use super::model::Activation;
+use super::object::{Nulls, Object};
+
+/// What config.json says of a LLaVA-1.5 model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlavaConfig {
+    /// The placeholder token: each stands for one row of picture features. Below `text.vocab_size`.
+    pub image_token_index: u32,
+    /// Between the projector's two matrices.
+    pub projector_act: Activation,
+    /// Whether the projector's two matrices have biases.
+    pub projector_bias: bool,
+    /// The tower's outputs that are joined, channel after channel, into the projector's input. Each number is how many
+    /// blocks have run: 0 is the output of the first norm, `vision.num_hidden_layers` that of the last block.
+    pub feature_layers: Vec<usize>,
+    /// Which rows of them.
+    pub select: Select,
+    /// The vision tower.
+    pub vision: ClipConfig,
+    /// The text model.
+    pub text: LlamaConfig,
+}
+
+/// `vision_feature_select_strategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// The patches, without the class token.
+    Default,
+    /// The class token, then the patches.
+    Full,
+}
+
+impl Select {
+    /// As the files spell them.
+    pub(super) const NAMES: &[(&str, Select)] = &[("default", Select::Default), ("full", Select::Full)];
+}
+
+/// Without effect in LLaVA's outer config. `image_seq_length` is written as 576 whatever the picture size; how many
+/// tokens a picture takes follows from the tower. `vocab_size` is an old copy of the text model's.
+const INERT: &[&str] = &["ignore_index", "image_seq_length", "vocab_size"];
+
+impl LlavaConfig {
+    /// Fields that may be `null`: transformers takes a missing part as the default one.
+    pub(super) const NULLS: Nulls = super::model::NULLABLE;
+
+    pub(super) fn read(o: &mut Object) -> Result<(LlavaConfig, SpecialTokens)> {
+        base::check(o)?;
+        let vision = match o.object("vision_config", ClipConfig::NULLS)? {
+            Some(mut vision) => ClipConfig::read(&mut vision)?,
+            None => ClipConfig::vit_l_14_336(),
+        };
+        let empty = serde_json::Map::new();
+        let mut text = o
+            .object("text_config", LlamaConfig::NULLS)?
+            .unwrap_or_else(|| Object::new("config.json", &empty, LlamaConfig::NULLS));
+        let (mut text, inner) = LlamaConfig::read(&mut text)?;
+        // Either place ties them, as in transformers 5; earlier versions wrote it into the text model only.
+        text.tie_word_embeddings |= o.flag("tie_word_embeddings")?.unwrap_or(false);
+        let outer = SpecialTokens::read(o)?;
+        let special =
+            SpecialTokens { bos: inner.bos.or(outer.bos), eos: inner.eos.or(outer.eos), pad: inner.pad.or(outer.pad) };
+        let config = LlavaConfig {
+            image_token_index: image_token(o, text.vocab_size)?,
+            projector_act: o.choice("projector_hidden_act", Activation::NAMES)?.unwrap_or(Activation::Gelu),
+            projector_bias: o.flag("multimodal_projector_bias")?.unwrap_or(true),
+            feature_layers: feature_layers(o, vision.num_hidden_layers)?,
+            select: o.choice("vision_feature_select_strategy", Select::NAMES)?.unwrap_or(Select::Default),
+            vision,
+            text,
+        };
+        o.finish(&[base::INERT, base::OLD_GENERATION, INERT])?;
+        Ok((config, special))
+    }
+
+    /// Tokens that one picture takes: rows of the projector's output.
+    pub fn image_tokens(&self) -> usize {
+        match self.select {
+            Select::Default => self.vision.patches(),
+            Select::Full => self.vision.patches() + 1,
+        }
+    }
+
+    /// Columns of the projector's first matrix.
+    pub fn projector_input(&self) -> usize {
+        self.vision.hidden_size * self.feature_layers.len()
+    }
+
+    /// Blocks of the tower that must run.
+    pub fn vision_blocks(&self) -> usize {
+        self.feature_layers.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// The placeholder's id, in either spelling.
+fn image_token(o: &mut Object, vocab_size: usize) -> Result<u32> {
+    let key = o.spelled("image_token_id", "image_token_index")?;
+    let (id, note) = match o.token(key)? {
+        Some(id) => (id, ""),
+        None => (32000, " (the default, because config.json does not say)"),
+    };
+    ensure!(
+        usize::try_from(id).is_ok_and(|id| id < vocab_size),
+        "{} = {id}{note} must be below text_config.vocab_size = {vocab_size}",
+        o.at(key)
+    );
+    Ok(id)
+}
+
+/// `vision_feature_layer`, an index or a list of them into the tower's `blocks + 1` outputs; negative ones count from
+/// the end, so -1 is the output of the last block.
+fn feature_layers(o: &mut Object, blocks: usize) -> Result<Vec<usize>> {
+    let key = "vision_feature_layer";
+    let default = Value::from(-2);
+    let value = o.get(key).unwrap_or(&default);
+    let items = match value {
+        Value::Array(items) => items.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let outputs = i64::try_from(blocks)? + 1;
+    let resolve = |item: &Value| {
+        let index = item.as_i64().filter(|index| (-outputs..outputs).contains(index))?;
+        usize::try_from(if index < 0 { outputs + index } else { index }).ok()
+    };
+    let layers: Option<Vec<_>> = items.iter().map(resolve).collect();
+    match layers {
+        Some(layers) if !layers.is_empty() && layers.len() <= 64 => Ok(layers),
+        _ => bail!(
+            "{} = {}; expected a whole number from -{outputs} to {blocks}, or a list of 1 to 64 of them \
+             (the tower has {blocks} blocks)",
+            o.at(key),
+            shown(value)
+        ),
+    }
+}

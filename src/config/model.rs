@@ -1,0 +1,127 @@
+//! config.json: which family, and what it says.
+
+use anyhow::{Result, bail, ensure};
+use serde_json::{Map, Value};
+
+use super::json::{self, shown};
+use super::llama::SpecialTokens;
+use super::llava::LlavaConfig;
+use super::object::{Nulls, Object};
+use crate::mem::DType;
+
+/// config.json of a supported model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// `dtype` or `torch_dtype`: the type that the writer says the tensors have. What is stored decides; see
+    /// [`ModelConfig::float_dtype`].
+    pub dtype: Option<DType>,
+    /// The model, by `architectures[0]`.
+    pub family: Family,
+}
+
+/// A model family with its settings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Family {
+    /// `LlavaForConditionalGeneration`: LLaVA-1.5.
+    Llava(LlavaConfig),
+}
+
+/// The function between two matrices of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x * Phi(x), with the exact Gaussian distribution function.
+    Gelu,
+    /// x * sigmoid(1.702 x).
+    QuickGelu,
+}
+
+impl Activation {
+    /// As config.json spells them.
+    pub(super) const NAMES: &[(&str, Activation)] =
+        &[("gelu", Activation::Gelu), ("quick_gelu", Activation::QuickGelu)];
+}
+
+/// Reads the fields of a family; `fields` is the whole of config.json.
+type Reader = fn(&mut Object) -> Result<(Family, SpecialTokens)>;
+
+/// `architectures[0]`, `model_type`, and who reads the rest.
+const FAMILIES: &[(&str, &str, Reader)] = &[("LlavaForConditionalGeneration", "llava", |o| {
+    let (llava, special) = LlavaConfig::read(o)?;
+    Ok((Family::Llava(llava), special))
+})];
+
+const FILE: &str = "config.json";
+
+impl ModelConfig {
+    pub(super) fn parse(text: &[u8]) -> Result<(ModelConfig, SpecialTokens)> {
+        let fields = json::object(FILE, text)?;
+        let (architecture, model_type, reader) = family(&fields)?;
+        let mut o = Object::new(FILE, &fields, LlavaConfig::NULLS);
+        o.get("architectures");
+        if let Some(found) = o.get("model_type") {
+            ensure!(
+                found.as_str() == Some(model_type),
+                "{FILE}: model_type = {} contradicts architectures = [\"{architecture}\"], whose type is \"{model_type}\"",
+                shown(found)
+            );
+        }
+        let spelling = o.spelled("dtype", "torch_dtype")?;
+        let dtypes = [("float32", DType::F32), ("float16", DType::F16), ("bfloat16", DType::Bf16)];
+        let dtype = o.choice(spelling, &dtypes)?;
+        let (family, special) = reader(&mut o)?;
+        Ok((ModelConfig { dtype, family }, special))
+    }
+
+    /// The type to compute in when the user does not choose one: `stored`, the one that most of the tensors have
+    /// ([`crate::weights::Weights::float_dtype`]), and only without it the one that config.json states. When the two
+    /// disagree, the second value says so.
+    pub fn float_dtype(&self, stored: Option<DType>) -> (DType, Option<String>) {
+        let dtype = stored.or(self.dtype).unwrap_or(DType::F32);
+        let warning = self
+            .dtype
+            .filter(|&said| said != dtype)
+            .map(|said| format!("{FILE} says that the tensors are {said}, but most are {dtype}; {dtype} is used"));
+        (dtype, warning)
+    }
+}
+
+impl Family {
+    /// `architectures[0]`.
+    pub fn architecture(&self) -> &'static str {
+        match self {
+            Family::Llava(_) => "LlavaForConditionalGeneration",
+        }
+    }
+
+    /// Rows of the embedding: token ids are below it.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Family::Llava(llava) => llava.text.vocab_size,
+        }
+    }
+}
+
+/// The entry of [`FAMILIES`] that `architectures` names.
+fn family(fields: &Map<String, Value>) -> Result<(&'static str, &'static str, Reader)> {
+    let supported: Vec<_> = FAMILIES.iter().map(|(name, ..)| *name).collect();
+    let supported = supported.join(", ");
+    let Some(value) = fields.get("architectures") else {
+        bail!("{FILE}: architectures is missing; this build supports {supported}");
+    };
+    let first = value.as_array().and_then(|list| list.first()).and_then(Value::as_str);
+    match FAMILIES.iter().find(|(name, ..)| Some(*name) == first) {
+        Some(&found) => Ok(found),
+        None => bail!("{FILE}: architectures = {} is not supported; this build supports [{supported}]", shown(value)),
+    }
+}
+
+/// Fields of config.json that may be `null`.
+pub(super) const NULLABLE: Nulls = Nulls::In(&[
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "text_config",
+    "torch_dtype",
+    "vision_config",
+]);

@@ -1,1 +1,0 @@
-//! A checkpoint's tensors, checked strictly.
