@@ -2,14 +2,22 @@
 //!
 //! | step | type |
 //! |---|---|
-//! | a raw prompt to tokens | [`Tokenizer::encode`] |
+//! | a raw prompt to tokens | [`Tokenizer::encode`] and [`pieces`] |
+//! | one placeholder a picture to one a feature | [`expand`] |
+//! | tokens to text, up to a stop string | [`TextStream`] |
 //!
 //! One rule runs through it: text that a user wrote never becomes a control token or a placeholder.
 
 mod added;
+mod detokenize;
 mod file;
 mod names;
+mod placeholder;
+mod stop;
 mod tokenizer;
 mod vocab;
 
+pub use detokenize::{Detokenizer, MAX_HELD};
+pub use placeholder::{ImageSpan, Piece, Prompt, expand, pieces, placeholders};
+pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher, TextStream};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TokenName, Tokenizer};
