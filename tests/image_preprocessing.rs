@@ -121,6 +121,38 @@ fn preprocessing_is_hugging_faces_pil_backend_to_the_bit() {
     }
 }
 
+/// Checksums published for this pattern, computed once by Pillow 11.3 and transformers 5.17 and by hand-written NumPy.
+#[test]
+fn known_checksums() {
+    let bytes = |w, h| crc32(pattern(w, h).data());
+    assert_eq!((bytes(640, 480), bytes(480, 640), bytes(100, 80)), (0x0190_f72d, 0x2d1c_5279, 0x9946_4625));
+    let resized = |(w, h), (to_w, to_h), filter| crc32(resize(&pattern(w, h), to_w, to_h, filter).unwrap().data());
+    for (from, to, filter, expected) in [
+        ((8, 6), (5, 4), Filter::Bicubic, 0x416b_1362),
+        ((8, 6), (13, 9), Filter::Bicubic, 0x09a5_5b8b),
+        ((8, 6), (5, 4), Filter::Bilinear, 0x8902_0f85),
+        ((8, 6), (13, 9), Filter::Bilinear, 0xf79a_364b),
+        ((640, 480), (448, 336), Filter::Bicubic, 0xdda2_97b5),
+        ((480, 640), (336, 448), Filter::Bicubic, 0xa31f_6519),
+        ((480, 640), (336, 336), Filter::Bicubic, 0xeae3_359e),
+        ((1000, 700), (336, 336), Filter::Bicubic, 0x95c3_b6cd),
+        ((100, 80), (420, 336), Filter::Bicubic, 0x1a80_56ab),
+        ((640, 480), (1344, 1008), Filter::Bilinear, 0x38b7_4a96),
+        ((1920, 1080), (672, 378), Filter::Bilinear, 0xafc6_706e),
+    ] {
+        assert_eq!(resized(from, to, filter), expected, "{from:?} to {to:?}");
+    }
+    for (do_pad, expected) in [
+        (false, [0x1809_aebc, 0xdbd7_f815, 0x4b70_e4fe, 0x58f9_21ca]),
+        (true, [0x9bd8_523e, 0x06cd_bb1d, 0xe170_3b56, 0x8d96_caa2]),
+    ] {
+        let processor = ClipProcessor { do_pad, ..llava() };
+        let found = [(640, 480), (480, 640), (1000, 700), (100, 80)]
+            .map(|(w, h)| crc32_f32(&processor.normalise(&processor.apply(&pattern(w, h)).unwrap())));
+        assert_eq!(found, expected, "do_pad {do_pad}");
+    }
+}
+
 #[test]
 fn the_table_is_what_each_byte_becomes() {
     let processor = llava();
