@@ -1,1 +1,98 @@
-//! Pixels: decoding, resizing, tiling; no device.
+//! Pixels: encoded bytes to RGB, Pillow-exact resizing, CLIP preprocessing. No device, no tensors.
+//!
+//! ```text
+//! bytes -> decode (limits, orientation, alpha) -> Rgb -> ClipProcessor::apply (resize, crop) -> table lookup on the device
+//! ```
+
+mod bmp;
+mod bytes;
+pub mod clip;
+mod convert;
+pub mod decode;
+mod error;
+mod gif;
+mod jpeg;
+mod limits;
+mod orient;
+mod png;
+pub mod resize;
+mod sniff;
+mod webp;
+
+use std::fmt;
+
+use anyhow::{Result, ensure};
+
+pub use clip::{ClipProcessor, Size};
+pub use decode::{Alpha, decode};
+pub use error::DecodeError;
+pub use limits::Limits;
+pub use resize::{Filter, resize};
+
+/// A picture: 8-bit RGB, rows from the top, pixels from the left, no padding (HWC).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Rgb {
+    width: u32,
+    height: u32,
+    data: Vec<u8>,
+}
+
+impl Rgb {
+    /// Wraps `data`, which must hold `height * width * 3` bytes.
+    ///
+    /// # Errors
+    /// A zero side, or a length that does not fit.
+    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Rgb> {
+        ensure!(width > 0 && height > 0, "a picture of {width}x{height}: both sides must be at least 1");
+        let need = u64::from(width).checked_mul(u64::from(height)).and_then(|n| n.checked_mul(3));
+        ensure!(
+            need == u64::try_from(data.len()).ok(),
+            "{} bytes do not make a {width}x{height} RGB picture, which has width * height * 3 bytes",
+            data.len()
+        );
+        Ok(Rgb { width, height, data })
+    }
+
+    /// A picture of one colour.
+    ///
+    /// # Errors
+    /// A zero side, or more bytes than memory can address.
+    pub fn filled(width: u32, height: u32, colour: [u8; 3]) -> Result<Rgb> {
+        let pixels =
+            usize::try_from(u64::from(width) * u64::from(height)).ok().filter(|n| *n <= isize::MAX as usize / 3);
+        let Some(pixels) = pixels else { anyhow::bail!("a picture of {width}x{height} does not fit into memory") };
+        Rgb::new(width, height, colour.repeat(pixels))
+    }
+
+    /// Pixels a row.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// All bytes, `[height, width, 3]`.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// All bytes, `[height, width, 3]`, without a copy.
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// One row, `[width, 3]`; empty below the picture.
+    pub fn row(&self, y: usize) -> &[u8] {
+        let stride = self.width as usize * 3;
+        y.checked_mul(stride).and_then(|at| self.data.get(at..at + stride)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Rgb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rgb({}x{})", self.width, self.height)
+    }
+}

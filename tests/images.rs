@@ -1,0 +1,823 @@
+//! Pictures against Pillow and Hugging Face's processors, and hostile files against the limits.
+//!
+//! The fixtures and the expected values come from tools/make_image_fixtures.py. PNG, GIF, BMP, lossless WebP, resizing and
+//! preprocessing are held to the byte; JPEG and lossy WebP to the stated number of levels.
+
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ocelli::image::{Alpha, ClipProcessor, DecodeError, Filter, Limits, Rgb, Size, decode, resize};
+use proptest::prelude::*;
+use serde_json::Value;
+
+// ---- helpers ----
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    fs::read(folder().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn manifest(group: &str) -> Vec<Value> {
+    let all: Value = serde_json::from_slice(&fixture("manifest.json")).unwrap();
+    all[group].as_array().unwrap().clone()
+}
+
+fn open(bytes: &[u8]) -> Result<Rgb, DecodeError> {
+    decode(bytes, Alpha::White, &Limits::default())
+}
+
+/// CRC-32 as in zlib and PNG.
+fn crc32(bytes: &[u8]) -> u32 {
+    let table: Vec<u32> =
+        (0..256u32).map(|n| (0..8).fold(n, |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })).collect();
+    !bytes.iter().fold(u32::MAX, |c, b| table[((c ^ u32::from(*b)) & 0xff) as usize] ^ (c >> 8))
+}
+
+fn crc32_f32(values: &[f32]) -> u32 {
+    crc32(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+/// The picture that tools/make_image_fixtures.py calls `pattern`.
+fn pattern(width: u32, height: u32) -> Rgb {
+    let value = |y: u32, x: u32, c: u32| ((37 * y + 101 * x + 53 * c + 7 * (x * y % 251)) % 256) as u8;
+    let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| value(y, x, c))));
+    Rgb::new(width, height, pixels.collect()).unwrap()
+}
+
+/// Largest and mean difference.
+fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
+    assert_eq!(a.len(), b.len());
+    let all = || a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
+    (all().max().unwrap(), all().map(f64::from).sum::<f64>() / a.len() as f64)
+}
+
+/// The message of an error of the kind that `kind` picks.
+fn refusal(result: Result<Rgb, DecodeError>, kind: fn(&DecodeError) -> bool) -> String {
+    let e = result.expect_err("the picture should be refused");
+    assert!(kind(&e), "another kind of refusal: {e:?}");
+    e.to_string()
+}
+
+fn is_invalid(e: &DecodeError) -> bool {
+    matches!(e, DecodeError::Invalid(_))
+}
+
+fn is_unsupported(e: &DecodeError) -> bool {
+    matches!(e, DecodeError::Unsupported(_))
+}
+
+fn is_too_large(e: &DecodeError) -> bool {
+    matches!(e, DecodeError::TooLarge(_))
+}
+
+fn assert_within(limit: Duration, what: &str, work: impl FnOnce()) {
+    let start = Instant::now();
+    work();
+    let took = start.elapsed();
+    assert!(took < limit, "{what} took {took:?}, the limit is {limit:?}");
+}
+
+// ---- decoding as Pillow does ----
+
+/// Holds every fixture whose name contains `part` to the exact bytes; returns how many there are.
+fn decodes_exactly(part: &str) -> usize {
+    let cases: Vec<Value> = manifest("decode")
+        .into_iter()
+        .filter(|c| c["file"].as_str().unwrap().contains(part) && c["reference"].is_null())
+        .collect();
+    for case in &cases {
+        let name = case["file"].as_str().unwrap();
+        for (rule, alpha) in [("white", Alpha::White), ("drop", Alpha::Drop)] {
+            let img = decode(&fixture(name), alpha, &Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let size = (u64::from(img.width()), u64::from(img.height()));
+            assert_eq!(size, (case["width"].as_u64().unwrap(), case["height"].as_u64().unwrap()), "{name}");
+            assert_eq!(u64::from(crc32(img.data())), case[rule].as_u64().unwrap(), "{name}, transparency: {rule}");
+        }
+    }
+    cases.len()
+}
+
+/// Holds a lossy fixture to Pillow's pixels within `max` levels and `mean` on average.
+fn decodes_closely(name: &str, max: u8, mean: f64) {
+    let case =
+        manifest("decode").into_iter().find(|c| c["file"] == name).unwrap_or_else(|| panic!("no fixture {name}"));
+    let expected = open(&fixture(case["reference"].as_str().unwrap())).unwrap();
+    assert_eq!(u64::from(crc32(expected.data())), case["white"].as_u64().unwrap(), "{name}: the reference itself");
+    let img = open(&fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!((img.width(), img.height()), (expected.width(), expected.height()), "{name}");
+    let (worst, average) = difference(img.data(), expected.data());
+    assert!(
+        worst <= max && average <= mean,
+        "{name}: off by {worst} (limit {max}), {average:.3} on average (limit {mean})"
+    );
+}
+
+#[test]
+fn png_grey_palette_alpha_and_16_bit_are_pillows_to_the_byte() {
+    assert_eq!(decodes_exactly(".png"), 34);
+}
+
+#[test]
+fn gif_first_frame_is_pillows_to_the_byte() {
+    assert_eq!(decodes_exactly(".gif"), 7);
+}
+
+#[test]
+fn bmp_is_pillows_to_the_byte() {
+    assert_eq!(decodes_exactly(".bmp"), 6);
+    // Pillow rounds 5 and 6 bits down to 8, we to nearest.
+    decodes_closely("rgb_565.bmp", 1, 0.6);
+}
+
+#[test]
+fn lossless_webp_and_first_frames_are_pillows_to_the_byte() {
+    assert_eq!(decodes_exactly(".webp"), 11);
+}
+
+#[test]
+fn all_eight_exif_orientations_are_applied_in_png_and_webp() {
+    assert_eq!(decodes_exactly("orientation_"), 16);
+}
+
+#[test]
+fn all_eight_exif_orientations_are_applied_in_jpeg_and_a_broken_block_is_ignored() {
+    for turn in 1..=8 {
+        decodes_closely(&format!("orientation_{turn}.jpg"), 3, 0.1);
+    }
+    decodes_closely("broken_exif.jpg", 3, 0.1);
+}
+
+/// Levels of difference to libjpeg-turbo, measured on these files: without chroma interpolation only the inverse DCT
+/// rounds differently; with it, the interpolation does too, and most at the right edge, where libjpeg repeats the last
+/// chroma sample and `zune-jpeg` goes on into the padding.
+#[test]
+fn jpeg_is_pillows_within_a_few_levels() {
+    for name in ["baseline_444", "progressive_444", "rgb", "scan_a_component_444"] {
+        decodes_closely(&format!("{name}.jpg"), 3, 0.05);
+    }
+    for name in ["grey", "progressive_grey", "one_pixel"] {
+        decodes_closely(&format!("{name}.jpg"), 1, 0.05);
+    }
+    for name in ["baseline_422", "progressive_422", "scan_a_component_422"] {
+        decodes_closely(&format!("{name}.jpg"), 8, 0.4);
+    }
+    for name in ["baseline_420", "progressive_420", "restarts", "progressive_restarts", "low_quality", "tall"] {
+        decodes_closely(&format!("{name}.jpg"), 8, 0.6);
+    }
+    decodes_closely("scan_a_component_411.jpg", 8, 0.6);
+}
+
+#[test]
+fn cmyk_ycck_and_adobes_inversion_are_pillows_within_two_levels() {
+    for name in ["cmyk_adobe.jpg", "cmyk_plain.jpg", "ycck.jpg"] {
+        decodes_closely(name, 2, 0.1);
+    }
+}
+
+#[test]
+fn lossy_webp_is_pillows_within_a_level() {
+    decodes_closely("lossy.webp", 1, 0.1);
+    decodes_closely("lossy_alpha.webp", 1, 0.1);
+}
+
+#[test]
+fn full_transparency_is_white_and_not_the_colour_under_it() {
+    let bytes = fixture("red_fully_transparent.png");
+    assert!(open(&bytes).unwrap().data().iter().all(|b| *b == 255));
+    let dropped = decode(&bytes, Alpha::Drop, &Limits::default()).unwrap();
+    assert!(dropped.data().chunks(3).all(|px| px == [255, 0, 0]));
+}
+
+#[test]
+fn sixteen_bit_grey_keeps_its_high_byte_where_pillow_would_clip() {
+    let img = open(&fixture("grey_16bit.png")).unwrap();
+    let white = img.data().iter().filter(|b| **b == 255).count();
+    assert!(white * 10 < img.data().len(), "{white} of {} bytes are 255", img.data().len());
+}
+
+#[test]
+fn later_frames_are_not_even_looked_at() {
+    let mut gif = fixture("animated.gif");
+    let first = open(&gif).unwrap();
+    // A second frame that claims 65535x65535 and has no data.
+    let second = gif.windows(4).rposition(|w| w == [0x2c, 0, 0, 0]).unwrap();
+    gif.truncate(second);
+    gif.extend_from_slice(&[0x2c, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 2]);
+    assert_eq!(open(&gif).unwrap(), first);
+}
+
+#[test]
+fn bytes_after_the_end_are_ignored() {
+    for name in ["rgb.png", "baseline_420.jpg", "progressive_420.jpg", "lossless.webp", "plain.gif", "rgb.bmp"] {
+        let whole = fixture(name);
+        let zipped = [whole.as_slice(), b"PK\x03\x04 and the rest of an archive \xff\xd8\xff"].concat();
+        assert_eq!(open(&zipped).unwrap(), open(&whole).unwrap(), "{name}");
+    }
+}
+
+// ---- what is no picture ----
+
+#[test]
+fn empty_short_and_meaningless_bytes_are_refused() {
+    assert!(refusal(open(b""), is_invalid).contains("0 bytes"));
+    let message = refusal(open(b"AAAA"), is_invalid);
+    assert!(message.contains("41 41 41 41") && message.contains("PNG, JPEG, WebP, GIF and BMP"), "{message}");
+    for magic in
+        [b"\x89PNG\r\n\x1a\n".as_slice(), b"\xff\xd8\xff", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"BM0000000000\x28\0\0\0\0"]
+    {
+        for extra in 0..40 {
+            refusal(open(&[magic, &vec![0; extra]].concat()), |e| is_invalid(e) || is_unsupported(e));
+        }
+    }
+}
+
+#[test]
+fn other_formats_are_named() {
+    let cases: [(&[u8], &str); 17] = [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- x --><svg/>", "SVG"),
+        (b"<!DOCTYPE HTML><title>404</title>", "HTML"),
+        (b"\n <html><body>", "HTML"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "EPS"),
+        (b"%PDF-1.7", "PDF"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
+        (b"MM\0*\0\0\0\x08", "TIFF"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x20ftypisom", "MP4"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+        (b"PK\x03\x04", "ZIP"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "data URL"),
+        (b"iVBORw0KGgoAAAANSUhEUg", "base64"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+    ];
+    for (bytes, name) in cases {
+        let message = refusal(open(bytes), is_unsupported);
+        assert!(message.contains(name) && message.contains("PNG, JPEG, WebP, GIF and BMP"), "{message}");
+    }
+}
+
+#[test]
+fn the_first_bytes_decide_and_text_that_begins_with_bm_is_no_bitmap() {
+    refusal(open(b"BMW is a maker of cars, of motorcycles and of engines."), is_invalid);
+    // A PNG by its magic, a JPEG behind it: no other decoder is tried.
+    let mixed = [b"\x89PNG\r\n\x1a\n".as_slice(), &fixture("baseline_420.jpg")].concat();
+    assert!(refusal(open(&mixed), is_invalid).contains("PNG"));
+}
+
+#[test]
+fn kinds_of_jpeg_that_are_not_decoded_are_named() {
+    let jpeg = fixture("baseline_444.jpg");
+    let sof = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = jpeg.clone();
+        bytes[at] = byte;
+        refusal(open(&bytes), is_unsupported)
+    };
+    assert!(with(sof + 1, 0xc9).contains("arithmetic"));
+    assert!(with(sof + 1, 0xc3).contains("lossless"));
+    assert!(with(sof + 4, 12).contains("12 bits"));
+    assert!(with(sof + 9, 2).contains("2 colour components"));
+    let message = refusal(open(&fixture("unsupported_scan_a_component_420.jpg")), is_unsupported);
+    assert!(message.contains("a scan of its own"), "{message}");
+}
+
+// ---- limits ----
+
+#[test]
+fn limits_name_the_value_the_limit_and_the_remedy() {
+    let png = fixture("rgb.png");
+    let with = |change: fn(&mut Limits)| {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        refusal(decode(&png, Alpha::White, &limits), |e| !is_invalid(e))
+    };
+    assert!(with(|l| l.max_bytes = 100).contains("the limit is 100 (send a smaller file, or raise max_bytes)"));
+    assert!(with(|l| l.max_side = 36).contains("37x29 has a side of 37 pixels; the limit is 36"));
+    assert!(
+        with(|l| l.max_pixels = 1000)
+            .contains("37x29 is 1073 pixels; the limit is 1000 (shrink it, or raise max_pixels)")
+    );
+    assert!(with(|l| l.max_aspect = 1).contains("37x29 is longer than 1 times its shorter side"));
+    assert!(with(|l| l.max_decode_bytes = 3000).contains("the limit is 3000 (shrink it, or raise max_decode_bytes)"));
+}
+
+#[test]
+fn a_png_that_claims_too_much_is_refused_by_its_header() {
+    for (width, height) in
+        [(65_535, 65_535), (i32::MAX as u32, i32::MAX as u32), (13_000, 13_000), (1, 20_000), (20_000, 1)]
+    {
+        let result = open(&png(width, height, 2, &[0; 100]));
+        let message = refusal(result, |e| is_too_large(e) || matches!(e, DecodeError::AspectRatio(_)));
+        assert!(message.contains(&format!("{width}x{height}")), "{message}");
+    }
+    for (width, height) in [(0, 10), (10, 0)] {
+        refusal(open(&png(width, height, 2, &[0; 100])), is_invalid);
+    }
+}
+
+#[test]
+fn a_valid_bomb_is_refused_at_once_and_memory_counts_the_converted_picture() {
+    let zeros = zlib_zeros(20_000 * 20_001);
+    let grey = png(20_000, 20_000, 0, &zeros);
+    assert_within(Duration::from_secs(1), "refusing a bomb", || {
+        let message = refusal(open(&grey), is_too_large);
+        assert!(message.contains("20000x20000 is 400000000 pixels; the limit is 50000000"), "{message}");
+    });
+    // 400 MB as grey, 1.2 GB more as RGB.
+    let limits = Limits { max_pixels: u64::MAX, max_decode_bytes: 1_500_000_000, ..Limits::default() };
+    refusal(decode(&grey, Alpha::White, &limits), is_too_large);
+}
+
+#[test]
+fn a_thin_picture_is_refused_and_one_at_the_limit_is_not() {
+    assert!(open(&png(200, 1, 0, &zlib_zeros(201))).is_ok());
+    let message = refusal(open(&png(201, 1, 0, &zlib_zeros(202))), |e| matches!(e, DecodeError::AspectRatio(_)));
+    assert!(message.contains("201x1 is longer than 200 times its shorter side"), "{message}");
+}
+
+#[test]
+fn a_gif_screen_and_a_gif_frame_of_65535_squared_are_refused() {
+    let mut screen = fixture("plain.gif");
+    screen[6..10].fill(0xff);
+    refusal(open(&screen), is_too_large);
+    let mut frame = fixture("plain.gif");
+    let at = frame.windows(9).position(|w| w == [0x2c, 0, 0, 0, 0, 20, 0, 14, 0]).unwrap();
+    frame[at + 5..at + 9].fill(0xff);
+    refusal(open(&frame), is_too_large);
+    frame[at + 1..at + 5].fill(0xff);
+    assert!(refusal(open(&frame), is_invalid).contains("131070x131070"));
+}
+
+#[test]
+fn a_large_gif_decodes() {
+    // 20 million pixels, one LZW clear code and nothing else would be cut; so a canvas around a small frame.
+    let mut gif = fixture("plain.gif");
+    gif[6..10].copy_from_slice(&[0x88, 0x13, 0xa0, 0x0f]);
+    let img = open(&gif).unwrap();
+    assert_eq!((img.width(), img.height()), (5000, 4000));
+}
+
+#[test]
+fn a_webp_whose_bitstream_is_larger_than_its_canvas_is_refused() {
+    for name in ["lossy.webp", "lossy_alpha.webp", "lossless_alpha.webp", "animated.webp"] {
+        let mut bytes = fixture(name);
+        let keyframe = bytes.windows(3).position(|w| w == [0x9d, 0x01, 0x2a]);
+        let at = keyframe.map_or_else(|| bytes.windows(4).position(|w| w == b"VP8L").unwrap() + 9, |at| at + 3);
+        bytes[at..at + 4].copy_from_slice(&[0xff, 0x3f, 0xff, 0x3f]);
+        refusal(open(&bytes), |e| is_too_large(e) || is_invalid(e));
+    }
+}
+
+#[test]
+fn a_million_empty_chunks_and_data_in_a_hundred_thousand_pieces_take_no_time() {
+    let empty: Vec<u8> = chunk(b"teSt", &[]).repeat(1_000_000);
+    let nothing: Vec<u8> = chunk(b"IDAT", &[]).repeat(1_000_000);
+    let image = zlib_zeros(3000 * (1 + 3000));
+    // Stored blocks of one byte would be larger still: the stream is cut into single bytes.
+    let pieces: Vec<u8> = image.iter().flat_map(|b| chunk(b"IDAT", &[*b])).collect();
+    let file = [head(3000, 3000, 0).as_slice(), &empty, &nothing, &pieces, &chunk(b"IEND", &[])].concat();
+    assert_within(Duration::from_secs(3), "decoding it", || assert_eq!(open(&file).unwrap().width(), 3000));
+}
+
+// ---- damaged and cut off ----
+
+#[test]
+fn a_png_cut_anywhere_is_refused() {
+    let bytes = fixture("rgb.png");
+    for len in 0..bytes.len() {
+        refusal(open(&bytes[..len]), is_invalid);
+    }
+}
+
+#[test]
+fn a_png_with_too_few_rows_or_a_bad_checksum_is_refused() {
+    refusal(open(&png(64, 64, 0, &zlib_zeros(63 * 65))), is_invalid);
+    let good = fixture("rgb.png");
+    let idat = good.windows(4).position(|w| w == b"IDAT").unwrap();
+    for at in [30, idat + 30] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        refusal(open(&bad), is_invalid);
+    }
+}
+
+#[test]
+fn a_png_with_an_unknown_critical_chunk_is_refused() {
+    let bytes = fixture("rgb.png");
+    let apple = [&bytes[..33], &chunk(b"CgBI", &[0; 4]), &bytes[33..]].concat();
+    refusal(open(&apple), is_invalid);
+}
+
+#[test]
+fn a_webp_gif_or_bmp_cut_anywhere_is_refused() {
+    for name in ["lossy.webp", "lossless.webp", "lossy_alpha.webp", "animated.webp", "plain.gif", "rgb.bmp"] {
+        let bytes = fixture(name);
+        // A GIF may lose its trailer, which follows the only frame.
+        let end = if name.ends_with("gif") { bytes.len() - 1 } else { bytes.len() };
+        for len in (0..end).step_by(7).chain([end - 1]) {
+            refusal(open(&bytes[..len]), is_invalid);
+        }
+    }
+}
+
+#[test]
+fn a_gif_whose_data_ends_before_its_frame_is_refused() {
+    let mut gif = fixture("plain.gif");
+    let at = gif.windows(9).position(|w| w == [0x2c, 0, 0, 0, 0, 20, 0, 14, 0]).unwrap();
+    gif[at + 7] = 15;
+    refusal(open(&gif), is_invalid);
+}
+
+#[test]
+fn a_jpeg_cut_anywhere_is_refused() {
+    for name in ["baseline_420.jpg", "progressive_420.jpg", "scan_a_component_422.jpg", "progressive_restarts.jpg"] {
+        let bytes = fixture(name);
+        for len in 0..bytes.len() {
+            refusal(open(&bytes[..len]), is_invalid);
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_without_its_end_marker_is_refused_even_if_all_data_is_there() {
+    let bytes = fixture("baseline_444.jpg");
+    assert!(refusal(open(&bytes[..bytes.len() - 2]), is_invalid).contains("without an end marker (EOI)"));
+}
+
+/// Where the entropy-coded data of each scan begins and ends (at the marker behind it).
+fn scan_data(jpeg: &[u8]) -> Vec<Range<usize>> {
+    let is_end = |w: &[u8]| w[0] == 0xff && w[1] != 0 && !(0xd0..=0xd7).contains(&w[1]);
+    let headers = jpeg.windows(2).enumerate().filter(|(_, w)| *w == [0xff, 0xda]).map(|(i, _)| i + 2);
+    let starts = headers.map(|h| h + usize::from(u16::from_be_bytes([jpeg[h], jpeg[h + 1]])));
+    starts.map(|s| s..s + jpeg[s..].windows(2).position(is_end).unwrap()).collect()
+}
+
+#[test]
+fn a_jpeg_cut_inside_a_scan_is_refused_though_an_end_marker_follows() {
+    for name in
+        ["baseline_420.jpg", "baseline_444.jpg", "restarts.jpg", "progressive_420.jpg", "progressive_restarts.jpg"]
+    {
+        let bytes = fixture(name);
+        let scans = scan_data(&bytes);
+        // Between two scans it may be cut: a progressive file without its last scans is a whole picture, if a rougher one.
+        for len in (2..scans[0].start).chain(scans.iter().flat_map(|s| s.start..s.end)) {
+            let result = open(&[&bytes[..len], &[0xff, 0xd9]].concat());
+            assert!(result.is_err(), "{name}: accepted when cut to {len} of {} bytes", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_that_claims_more_pixels_than_it_codes_is_refused() {
+    for name in ["baseline_420.jpg", "baseline_444.jpg", "progressive_420.jpg", "grey.jpg", "scan_a_component_444.jpg"]
+    {
+        let original = fixture(name);
+        let at = original.windows(2).position(|w| w == [0xff, 0xc0] || w == [0xff, 0xc2]).unwrap() + 5;
+        for (width, height) in [(61, 64 + 1), (80 + 1, 47), (300, 300), (5000, 5000), (6000, 8000)] {
+            let mut bytes = original.clone();
+            bytes[at..at + 2].copy_from_slice(&u16::to_be_bytes(height));
+            bytes[at + 2..at + 4].copy_from_slice(&u16::to_be_bytes(width));
+            let message = refusal(open(&bytes), is_invalid);
+            assert!(
+                name.starts_with("progressive") || message.contains("smaller than its header claims"),
+                "{name}: {message}"
+            );
+        }
+        for side in [13_000u16, 65_535] {
+            let mut bytes = original.clone();
+            bytes[at..at + 2].copy_from_slice(&side.to_be_bytes());
+            bytes[at + 2..at + 4].copy_from_slice(&side.to_be_bytes());
+            refusal(open(&bytes), is_too_large);
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_with_lost_bytes_or_restart_markers_is_refused() {
+    let bytes = fixture("restarts.jpg");
+    let restart = bytes.windows(2).position(|w| w == [0xff, 0xd1]).unwrap();
+    let mut without = bytes.clone();
+    without.drain(restart..restart + 2);
+    refusal(open(&without), is_invalid);
+    let mut wrong = bytes.clone();
+    wrong[restart + 1] = 0xd5;
+    assert!(refusal(open(&wrong), is_invalid).contains("restart marker"));
+    let mut short = bytes;
+    short.drain(restart - 6..restart - 1);
+    refusal(open(&short), is_invalid);
+}
+
+#[test]
+fn a_progressive_jpeg_with_thousands_of_scans_is_refused_at_once() {
+    let bytes = fixture("progressive_420.jpg");
+    let start = bytes.windows(2).position(|w| w == [0xff, 0xda]).unwrap();
+    let end = scan_data(&bytes)[0].end;
+    let bomb = [&bytes[..end], &bytes[start..end].repeat(5000), &bytes[end..]].concat();
+    assert_within(Duration::from_secs(1), "refusing it", || {
+        let message = refusal(open(&bomb), is_too_large);
+        assert!(message.contains("more than 100 scans"), "{message}");
+    });
+    let few = [&bytes[..end], &bytes[start..end].repeat(50), &bytes[end..]].concat();
+    assert!(open(&few).is_ok());
+}
+
+#[test]
+fn a_jpeg_full_of_tables_and_metadata_takes_no_time() {
+    let bytes = fixture("baseline_420.jpg");
+    let table = bytes.windows(2).position(|w| w == [0xff, 0xc4]).unwrap();
+    let len = 2 + usize::from(u16::from_be_bytes([bytes[table + 2], bytes[table + 3]]));
+    let xmp = [b"\xff\xe1\0\x52http://ns.adobe.com/xmp/extension/\0".as_slice(), &[b'G'; 45]].concat();
+    let bomb =
+        [&bytes[..table], &bytes[table..table + len].repeat(100_000), &xmp.repeat(100_000), &bytes[table..]].concat();
+    assert_within(Duration::from_secs(2), "decoding it", || assert_eq!(open(&bomb).unwrap(), open(&bytes).unwrap()));
+}
+
+// ---- memory ----
+
+/// Not a test by itself: decodes the file in OCELLI_TEST_PICTURE and writes by how many KiB the peak of resident memory
+/// grew. A process of its own, because a peak never falls again.
+#[test]
+#[cfg(target_os = "linux")]
+fn child_process_that_measures_memory() {
+    let (Ok(picture), Ok(answer)) = (std::env::var("OCELLI_TEST_PICTURE"), std::env::var("OCELLI_TEST_ANSWER")) else {
+        return;
+    };
+    let peak = || -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse().ok()).unwrap()
+    };
+    let bytes = fs::read(picture).unwrap();
+    let before = peak();
+    let _ = open(&bytes);
+    fs::write(answer, (peak() - before).to_string()).unwrap();
+}
+
+#[cfg(target_os = "linux")]
+fn kib_to_decode(bytes: &[u8]) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let (picture, answer) = (dir.path().join("picture"), dir.path().join("answer"));
+    fs::write(&picture, bytes).unwrap();
+    let done = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_process_that_measures_memory"])
+        .env("OCELLI_TEST_PICTURE", &picture)
+        .env("OCELLI_TEST_ANSWER", &answer)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    fs::read_to_string(answer).unwrap().parse().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn profiles_and_compressed_text_are_not_inflated() {
+    let zeros = zlib_zeros(290 << 20);
+    let bombs = [
+        chunk(b"iCCP", &[b"profile\0\0".as_slice(), &zeros].concat()),
+        chunk(b"zTXt", &[b"Comment\0\0".as_slice(), &zeros].concat()),
+        chunk(b"iTXt", &[b"XML:com.adobe.xmp\0\x01\0\0\0".as_slice(), &zeros].concat()),
+    ];
+    for bomb in bombs {
+        let file = [head(1, 1, 2).as_slice(), &bomb, &chunk(b"IDAT", &zlib_zeros(4)), &chunk(b"IEND", &[])].concat();
+        assert!(open(&file).is_ok());
+        let grew = kib_to_decode(&file);
+        assert!(grew < 32 << 10, "a 290 MiB profile grew the process by {grew} KiB");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn refused_bombs_cost_no_memory_and_accepted_pictures_what_was_estimated() {
+    let grew = kib_to_decode(&png(13_000, 13_000, 0, &zlib_zeros(13_000 * 13_001)));
+    assert!(grew < 8 << 10, "a refused bomb grew the process by {grew} KiB");
+    // 7000x7000 grey: 49 MB as grey, 147 MB as RGB, and the compressed stream.
+    let grew = kib_to_decode(&png(7000, 7000, 0, &zlib_zeros(7000 * 7001)));
+    assert!(grew < (7000 * 7000 * 4 >> 10) + (8 << 10), "a 49-megapixel picture grew the process by {grew} KiB");
+}
+
+// ---- resizing and preprocessing ----
+
+#[test]
+fn resizing_is_pillows_to_the_byte() {
+    let cases = manifest("resize");
+    assert!(cases.len() >= 60);
+    for case in &cases {
+        let number = |i: usize| u32::try_from(case[i].as_u64().unwrap()).unwrap();
+        let filter = if case[4] == "bicubic" { Filter::Bicubic } else { Filter::Bilinear };
+        let out = resize(&pattern(number(0), number(1)), number(2), number(3), filter).unwrap();
+        assert_eq!((out.width(), out.height()), (number(2), number(3)));
+        assert_eq!(crc32(out.data()), number(5), "{case}");
+    }
+}
+
+/// Pillow 11.3, by its values rather than a checksum.
+#[test]
+fn a_resized_picture_has_these_values() {
+    let red = |img: &Rgb| img.data().iter().step_by(3).copied().collect::<Vec<u8>>();
+    let small = resize(&pattern(8, 6), 5, 4, Filter::Bicubic).unwrap();
+    assert_eq!(
+        red(&small),
+        [50, 175, 126, 170, 124, 113, 149, 117, 140, 142, 138, 129, 123, 125, 126, 119, 119, 125, 131, 130]
+    );
+    let small = resize(&pattern(8, 6), 5, 4, Filter::Bilinear).unwrap();
+    assert_eq!(
+        red(&small),
+        [56, 166, 127, 164, 129, 112, 142, 122, 138, 139, 135, 129, 125, 128, 127, 121, 125, 126, 127, 131]
+    );
+}
+
+#[test]
+fn resizing_does_not_depend_on_the_number_of_threads() {
+    let img = pattern(301, 227);
+    let many = resize(&img, 97, 131, Filter::Bicubic).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    assert_eq!(pool.install(|| resize(&img, 97, 131, Filter::Bicubic).unwrap()), many);
+}
+
+#[test]
+fn impossible_sizes_are_errors() {
+    for (width, height) in [(0, 5), (5, 0), (u32::MAX, 1), (u32::MAX, u32::MAX)] {
+        assert!(resize(&pattern(3, 3), width, height, Filter::Bicubic).is_err());
+    }
+    assert!(Rgb::new(2, 2, vec![0; 11]).is_err());
+    assert!(Rgb::new(0, 2, vec![]).is_err());
+    assert!(Rgb::new(u32::MAX, u32::MAX, vec![0; 3]).is_err());
+}
+
+/// The settings of llava-hf/llava-1.5-*-hf.
+fn llava() -> ClipProcessor {
+    ClipProcessor {
+        do_pad: false,
+        do_resize: true,
+        size: Size::ShortestEdge(336),
+        resample: Filter::Bicubic,
+        do_center_crop: true,
+        crop: (336, 336),
+        do_rescale: true,
+        rescale_factor: 1.0 / 255.0,
+        do_normalize: true,
+        mean: [0.48145466, 0.4578275, 0.40821073],
+        std: [0.26862954, 0.26130258, 0.27577711],
+    }
+}
+
+/// The settings that tools/make_image_fixtures.py calls `name`.
+fn variant(name: &str) -> ClipProcessor {
+    let base = ClipProcessor { size: Size::ShortestEdge(24), ..llava() };
+    match name {
+        "llava" => llava(),
+        "pad" => ClipProcessor { do_pad: true, ..llava() },
+        "bilinear" => ClipProcessor { resample: Filter::Bilinear, ..llava() },
+        "exact" => ClipProcessor { size: Size::Exact { height: 70, width: 90 }, crop: (70, 90), ..llava() },
+        "exact_then_cut" => ClipProcessor { size: Size::Exact { height: 70, width: 91 }, crop: (33, 44), ..llava() },
+        "exact_then_widened" => {
+            ClipProcessor { size: Size::Exact { height: 33, width: 91 }, crop: (40, 44), ..llava() }
+        }
+        "small" => ClipProcessor { size: Size::ShortestEdge(28), crop: (28, 28), ..llava() },
+        "no_resize" => ClipProcessor { do_resize: false, crop: (101, 64), ..llava() },
+        "no_crop" => ClipProcessor { do_center_crop: false, ..base },
+        "no_rescale" => ClipProcessor { do_rescale: false, ..base },
+        "no_normalize" => ClipProcessor { do_normalize: false, ..base },
+        "half_range" => ClipProcessor { rescale_factor: 1.0 / 127.5, mean: [1.0; 3], std: [1.0; 3], ..base },
+        other => panic!("no variant {other}"),
+    }
+}
+
+/// Sizes from 1x1 on, around 336 and far from square; every switch of the settings.
+#[test]
+fn preprocessing_is_hugging_faces_pil_backend_to_the_bit() {
+    let cases = manifest("clip");
+    assert!(cases.len() >= 150);
+    for case in &cases {
+        let number = |i: usize| u32::try_from(case[i].as_u64().unwrap()).unwrap();
+        let processor = variant(case[0].as_str().unwrap());
+        let out = processor.apply(&pattern(number(1), number(2))).unwrap();
+        assert_eq!((out.width(), out.height()), (number(3), number(4)), "{case}");
+        assert_eq!(crc32_f32(&processor.normalise(&out)), number(5), "{case}");
+    }
+}
+
+#[test]
+fn the_table_is_what_each_byte_becomes() {
+    let processor = llava();
+    let table = processor.table();
+    assert_eq!(table.len(), 3 * 256);
+    let bytes: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
+    assert_eq!(processor.normalise(&Rgb::new(256, 1, bytes).unwrap()), table);
+    // (0 - 0.48145466) / 0.26862954 and (1 - 0.40821073) / 0.27577711.
+    assert_eq!((table[0], table[767]), (-1.7922626, 2.1458969));
+}
+
+#[test]
+fn a_thin_picture_costs_no_more_than_its_crop() {
+    let thin = Rgb::filled(1, 20_000, [9, 8, 7]).unwrap();
+    assert_within(Duration::from_secs(1), "preprocessing a 1x20000 picture", || {
+        let out = llava().apply(&thin).unwrap();
+        assert!(out.data().chunks(3).all(|px| px == [9, 8, 7]) && (out.width(), out.height()) == (336, 336));
+    });
+    let message = ClipProcessor { do_center_crop: false, ..llava() }.apply(&thin).unwrap_err().to_string();
+    assert!(message.contains("1x20000") && message.contains("336x6720000"), "{message}");
+}
+
+// ---- nothing panics ----
+
+/// Limits under which any file is quick.
+fn tight() -> Limits {
+    Limits { max_pixels: 200_000, max_decode_bytes: 4 << 20, ..Limits::default() }
+}
+
+fn any_fixture() -> impl Strategy<Value = String> {
+    let names: Vec<String> = manifest("decode").iter().map(|c| c["file"].as_str().unwrap().to_owned()).collect();
+    prop::sample::select(names)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_pictures_are_errors_or_pictures(
+        name in any_fixture(),
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        keep in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = fixture(&name);
+        for (at, value) in hits {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Some(keep) = keep {
+            bytes.truncate(keep.index(bytes.len()));
+        }
+        if let Ok(img) = decode(&bytes, Alpha::White, &tight()) {
+            prop_assert_eq!(img.data().len(), img.width() as usize * img.height() as usize * 3);
+        }
+    }
+
+    #[test]
+    fn random_bytes_behind_a_magic_are_errors_or_pictures(
+        magic in prop::sample::select(vec![&b""[..], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF\x40\0\0\0WEBP", b"BM"]),
+        body in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let _ = decode(&[magic, &body].concat(), Alpha::White, &tight());
+    }
+
+    #[test]
+    fn any_size_resizes(
+        (w, h, width, height) in (1u32..40, 1u32..40, 1u32..90, 1u32..90),
+        bicubic: bool,
+    ) {
+        let filter = if bicubic { Filter::Bicubic } else { Filter::Bilinear };
+        // One colour stays one colour, whatever the weights.
+        let out = resize(&Rgb::filled(w, h, [255, 0, 77]).unwrap(), width, height, filter).unwrap();
+        prop_assert!(out.data().chunks(3).all(|px| px == [255, 0, 77]));
+    }
+}
+
+// ---- making PNGs ----
+
+fn chunk(kind: &[u8; 4], body: &[u8]) -> Vec<u8> {
+    let named = [kind.as_slice(), body].concat();
+    [&u32::try_from(body.len()).unwrap().to_be_bytes(), named.as_slice(), &crc32(&named).to_be_bytes()].concat()
+}
+
+/// Signature and header; colour 0 is grey, 2 RGB, both of 8 bits.
+fn head(width: u32, height: u32, colour: u8) -> Vec<u8> {
+    let body = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, colour, 0, 0, 0]].concat();
+    [b"\x89PNG\r\n\x1a\n".as_slice(), &chunk(b"IHDR", &body)].concat()
+}
+
+fn png(width: u32, height: u32, colour: u8, data: &[u8]) -> Vec<u8> {
+    [head(width, height, colour), chunk(b"IDAT", data), chunk(b"IEND", &[])].concat()
+}
+
+/// A zlib stream of `n` zeros, about n / 159 bytes: one literal, then repeats of 258 with the fixed Huffman codes.
+fn zlib_zeros(n: u64) -> Vec<u8> {
+    let mut out = vec![0x78, 0x01];
+    let (mut buffer, mut filled) = (0u32, 0);
+    let mut put = |value: u32, bits: u32| {
+        buffer |= value << filled;
+        filled += bits;
+        while filled >= 8 {
+            out.push(buffer as u8);
+            buffer >>= 8;
+            filled -= 8;
+        }
+    };
+    // Codes stand with their first bit lowest: literal 0, length 258 with distance 1, end of block.
+    let (literal, repeat, end) = ((0b0000_1100, 8), (0b0_1010_0011, 13), (0, 7));
+    put(0b011, 3);
+    (0..n.min(1)).for_each(|_| put(literal.0, literal.1));
+    (0..n.saturating_sub(1) / 258).for_each(|_| put(repeat.0, repeat.1));
+    (0..n.saturating_sub(1) % 258).for_each(|_| put(literal.0, literal.1));
+    put(end.0, end.1);
+    put(0, 7);
+    let adler = (u32::try_from(n % 65_521).unwrap() << 16) | 1;
+    out.extend_from_slice(&adler.to_be_bytes());
+    out
+}
