@@ -33,6 +33,15 @@ struct Arena {
 }
 
 impl Arena {
+    /// Copy what is mapped under `span` into the arena, so that it can be written.
+    fn own(&mut self, span: Span) {
+        let overlaps = |s: &Span| s.byte < span.byte + span.bytes() && span.byte < s.byte + s.bytes();
+        while let Some(i) = self.mapped.iter().position(|(s, _)| overlaps(s)) {
+            let (at, source) = self.mapped.remove(i);
+            bytemuck::cast_slice_mut(&mut self.lines)[at.range()].copy_from_slice(source.bytes());
+        }
+    }
+
     fn bytes(&self, span: Span) -> &[u8] {
         let after = self.mapped.partition_point(|(s, _)| s.byte <= span.byte);
         if let Some((at, source)) = after.checked_sub(1).map(|i| &self.mapped[i])
@@ -105,7 +114,10 @@ impl HostMem {
 
     /// The bytes of `span`, writable.
     pub fn bytes_mut(&self, span: Span) -> RefMut<'_, [u8]> {
-        RefMut::map(self.arena(span.region).borrow_mut(), |a| &mut bytemuck::cast_slice_mut(&mut a.lines)[span.range()])
+        RefMut::map(self.arena(span.region).borrow_mut(), |a| {
+            a.own(span);
+            &mut bytemuck::cast_slice_mut(&mut a.lines)[span.range()]
+        })
     }
 
     /// A copy of a buffer of integers or bytes.
@@ -146,17 +158,13 @@ impl HostMem {
     /// If the lengths differ or the types are not both floats.
     pub fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
         let from = src.dtype();
-        ensure!(
-            src.bytes().len() as u64 / from.size() as u64 == dst.len,
-            "{dst:?} takes {} elements and the source has {} bytes of {from}",
-            dst.len,
-            src.bytes().len()
-        );
+        ensure!(src.len() as u64 == dst.len, "{dst:?} takes {} elements and the source is {src:?}", dst.len);
         let aligned = src.bytes().as_ptr().align_offset(from.size()) == 0;
         if in_place && aligned && from == dst.dtype {
-            let mapped = &mut self.arena(dst.region).borrow_mut().mapped;
-            let at = mapped.partition_point(|(s, _)| s.byte < dst.byte);
-            mapped.insert(at, (dst, src.clone()));
+            let mut arena = self.arena(dst.region).borrow_mut();
+            arena.own(dst);
+            let at = arena.mapped.partition_point(|(s, _)| s.byte < dst.byte);
+            arena.mapped.insert(at, (dst, src.clone()));
             return Ok(());
         }
         if from == dst.dtype {
@@ -182,5 +190,69 @@ pub fn round_to(dtype: DType, x: f32) -> f32 {
         DType::F16 => f16::from_f32(x).to_f32(),
         DType::Bf16 => bf16::from_f32(x).to_f32(),
         _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::Layout;
+
+    fn weights(dtype: DType, len: usize) -> (Buf<Act>, HostMem) {
+        let mut layout = Layout::new(Region::Weights, dtype);
+        layout.take::<u8>(1);
+        let buf = layout.take(len);
+        (buf, HostMem::new([layout.bytes(), 0, 0, 0]).unwrap())
+    }
+
+    #[test]
+    fn a_tensor_of_the_wanted_type_is_read_where_it_lies() {
+        let source = Source::from_vec(vec![1.0f32, 2.0, 3.0]);
+        let (buf, m) = weights(DType::F32, 3);
+        m.fill(buf.span(), &source, true).unwrap();
+        assert_eq!(m.bytes(buf.span()).as_ptr(), source.bytes().as_ptr());
+        assert_eq!((m.load(buf), m.load(buf.slice(1..2))), (vec![1.0, 2.0, 3.0], vec![2.0]));
+        m.fill(buf.span(), &Source::from_vec(vec![4.0f32, 5.0, 6.0]), true).unwrap();
+        assert_eq!(m.load(buf), [4.0, 5.0, 6.0]);
+        m.store(buf.slice(0..1), &[9.0]);
+        assert_eq!(m.load(buf), [9.0, 5.0, 6.0], "a write keeps the rest of what was mapped");
+    }
+
+    #[test]
+    fn parts_of_a_fused_buffer_are_copied_beside_each_other() {
+        let (buf, m) = weights(DType::F16, 4);
+        m.fill(buf.slice(0..2).span(), &Source::from_vec(vec![f16::ONE; 2]), false).unwrap();
+        m.fill(buf.slice(2..4).span(), &Source::from_vec(vec![bf16::ONE; 2]), false).unwrap();
+        assert_eq!(m.load(buf), [1.0; 4]);
+    }
+
+    #[test]
+    fn floats_are_converted_and_nothing_else_is() {
+        let (buf, m) = weights(DType::Bf16, 2);
+        m.fill(buf.span(), &Source::from_vec(vec![1.0f32, 1.001]), true).unwrap();
+        assert_eq!(m.load(buf), [1.0, 1.0]);
+        let error = m.fill(buf.span(), &Source::from_vec(vec![1i32, 2]), true).unwrap_err();
+        assert_eq!(error.to_string(), "i32 cannot be converted to bf16");
+        let error = m.fill(buf.span(), &Source::from_vec(vec![1.0f32]), true).unwrap_err();
+        assert!(error.to_string().ends_with("takes 2 elements and the source is Source(1 x f32)"), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_at_an_odd_address_is_copied() {
+        let mut bytes = vec![0u8];
+        bytes.extend([1.5f32, 2.5].iter().flat_map(|v| v.to_le_bytes()));
+        let owner = std::sync::Arc::new(bytes);
+        let odd = (0..4).find(|i| !(owner.as_ptr() as usize + i).is_multiple_of(4)).unwrap();
+        let (buf, m) = weights(DType::F32, 1);
+        let source = Source::new(owner, odd..odd + 4, DType::F32).unwrap();
+        m.fill(buf.span(), &source, true).unwrap();
+        assert_eq!(bytemuck::bytes_of(&m.load(buf)[0]), source.bytes());
+    }
+
+    #[test]
+    fn stores_round_to_nearest_even() {
+        let (buf, m) = weights(DType::Bf16, 3);
+        m.store(buf, &[1.0 + 0.00390625, 1.0 + 0.01171875, f32::INFINITY]);
+        assert_eq!(m.load(buf), [1.0, 1.015625, f32::INFINITY]);
     }
 }

@@ -1,3 +1,7 @@
 //! The `ocelli` binary: parse, dispatch, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ocelli::cli::main()
+}

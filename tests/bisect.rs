@@ -258,6 +258,7 @@ fn the_report_names_label_element_and_both_values() {
     let qkv = rig.plan.steps().iter().find(|s| s.label.as_str() == "llm/0/attn/qkv/gemm").unwrap();
     let reference = rig.cpu();
     let mut start = rig.plan.steps().iter().take_while(|s| s.label != qkv.label).cloned().collect::<Vec<_>>();
+    let step = start.len();
     start.push(qkv.clone());
     reference.run(&mut start, None).unwrap();
     let span = qkv.op.writes()[0];
@@ -268,8 +269,8 @@ fn the_report_names_label_element_and_both_values() {
         }
     });
     let found = found.unwrap();
-    assert_eq!(found, Difference { label: qkv.label.clone(), span, element: 33, expected, found: 7.5 });
-    let line = format!("llm/0/attn/qkv/gemm: element 33 of {span:?} is 7.5, the reference has {expected}");
+    assert_eq!(found, Difference { step, label: qkv.label.clone(), span, element: 33, expected, found: 7.5 });
+    let line = format!("step {step}, llm/0/attn/qkv/gemm: element 33 of {span:?} is 7.5, the reference has {expected}");
     assert_eq!(found.to_string(), line);
 }
 

@@ -1,1 +1,200 @@
-//! One file a subcommand.
+//! The command line: one file a subcommand.
+//!
+//! Data goes to stdout and everything else to stderr; bars and colour only to a terminal. Exit codes: 0 is success, 1
+//! a failure of the model or the request, 2 wrong usage. A reader that closes the pipe early is no failure.
+
+mod chat;
+mod doctor;
+mod inspect;
+mod locate;
+mod plan;
+mod progress;
+mod run;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::engine::{Device, Options};
+use crate::mem::DType;
+
+/// A vision-language inference runtime in Rust and hand-written CUDA.
+#[derive(Parser)]
+#[command(name = "ocelli", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one prompt, streamed; a chat when no prompt is given
+    Run(run::RunArgs),
+    /// Show a checkpoint: config, tensors, memory, and the KV pool that would fit
+    Inspect(inspect::InspectArgs),
+    /// Print the launch list of a model with bytes and operations
+    Plan(plan::PlanArgs),
+    /// Say what this machine and this build can run
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page in roff
+    Man,
+}
+
+/// Which model, on what, how: flags that several subcommands share.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// A directory, or org/name in the local Hugging Face cache; the bundled demo when left out
+    #[arg(env = "OCELLI_MODEL")]
+    model: Option<String>,
+    /// Where to run
+    #[arg(long, env = "OCELLI_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    device: Device,
+    /// Type of the activations and weights; auto is the checkpoint's own
+    #[arg(long, env = "OCELLI_DTYPE", default_value = "auto")]
+    dtype: DTypeArg,
+    /// Longest sequence in tokens, prompt and answer together
+    #[arg(long, env = "OCELLI_MAX_MODEL_LEN", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_model_len: Option<u32>,
+    /// A Jinja chat template, as a file or as text, instead of the checkpoint's
+    #[arg(long, env = "OCELLI_CHAT_TEMPLATE", value_name = "FILE|TEXT")]
+    chat_template: Option<String>,
+    /// Pictures a prompt may hold
+    #[arg(long, env = "OCELLI_LIMIT_MM_PER_PROMPT", default_value = "image=4", value_name = "image=N", value_parser = image_limit)]
+    limit_mm_per_prompt: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DTypeArg {
+    Auto,
+    F32,
+    #[value(alias = "float16", alias = "half")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl ModelArgs {
+    fn directory(&self) -> anyhow::Result<PathBuf> {
+        locate::model(self.model.as_deref())
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            device: self.device,
+            dtype: match self.dtype {
+                DTypeArg::Auto => None,
+                DTypeArg::F32 => Some(DType::F32),
+                DTypeArg::F16 => Some(DType::F16),
+                DTypeArg::Bf16 => Some(DType::Bf16),
+            },
+            max_model_len: self.max_model_len.map(|n| n as usize),
+            chat_template: self.chat_template.clone(),
+            max_images: self.limit_mm_per_prompt as usize,
+        }
+    }
+}
+
+/// `image=N`, or `N` alone.
+fn image_limit(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("image=").unwrap_or(text);
+    match number.parse() {
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("write image=N with N from 1 to 64".into()),
+    }
+}
+
+/// Parse the arguments, run the subcommand, report its failure.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => completions(shell),
+        Command::Man => man(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If stderr is gone too, the exit code still tells.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ocelli", &mut script);
+    Ok(io::stdout().write_all(&script)?)
+}
+
+/// The main page and one for each subcommand, one after another.
+fn man() -> anyhow::Result<()> {
+    let mut pages = Vec::new();
+    let command = Cli::command();
+    clap_mangen::Man::new(command.clone()).render(&mut pages)?;
+    for sub in command.get_subcommands() {
+        let name = format!("ocelli-{}", sub.get_name());
+        clap_mangen::Man::new(sub.clone().display_name(&name)).title(name).render(&mut pages)?;
+    }
+    Ok(io::stdout().write_all(&pages)?)
+}
+
+/// `1234567` as `1.2 MB`: decimal units, three digits.
+fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            let decimals = if unit == "B" || value >= 99.5 { 0 } else { 1 };
+            return format!("{value:.decimals$} {unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 kB"),
+            (7_612_345, "7.6 MB"),
+            (14_126_854_144, "14.1 GB"),
+            (123_456_789, "123 MB"),
+        ] {
+            assert_eq!(human_bytes(bytes), text);
+        }
+    }
+
+    #[test]
+    fn picture_limits_are_vllms_spelling() {
+        assert_eq!(image_limit("image=2"), Ok(2));
+        assert_eq!(image_limit("3"), Ok(3));
+        for bad in ["image=0", "image=", "video=2", "image=65", "-1"] {
+            assert!(image_limit(bad).is_err(), "{bad}");
+        }
+    }
+}

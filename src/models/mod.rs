@@ -1,1 +1,106 @@
-//! Model families.
+//! Model families: what a checkpoint becomes, and the plans that run it.
+//!
+//! A model answers four questions about a picture (what it costs at worst, a picture that costs that much, how a
+//! picture becomes tiles and a token count, and how a prompt is expanded) and builds two plans: one that encodes
+//! tiles, and one step of the language model over decode rows and prompt chunks.
+
+mod clip;
+mod io;
+mod llama;
+mod llava;
+mod load;
+
+pub use io::{Limits, StepIo, StepShape};
+pub use llava::clip_processor;
+pub use load::Placement;
+
+use anyhow::{Result, bail};
+
+use crate::config::Config;
+use crate::image::Rgb;
+use crate::mem::{Buf, DType};
+use crate::plan::Plan;
+use crate::weights::Weights;
+
+/// A picture made ready for the vision tower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// `[tiles, image_size, image_size, 3]` bytes.
+    pub pixels: Vec<u8>,
+    /// Pieces of the picture that are encoded on their own.
+    pub tiles: usize,
+    /// Places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
+    pub tokens: usize,
+}
+
+/// A loaded model: places of its weights, and its plans.
+pub trait Vlm: Send {
+    /// Places that the largest picture takes in a sequence.
+    fn max_image_tokens(&self) -> usize;
+
+    /// A picture that costs [`Vlm::max_image_tokens`], for warm-up.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    fn dummy_image(&self) -> Result<Rgb>;
+
+    /// Tiles and token count of a picture.
+    ///
+    /// # Errors
+    /// If the picture cannot be brought into the shape that the model takes.
+    fn prepare(&self, picture: &Rgb) -> Result<Tiles>;
+
+    /// The vocabulary's id that stands for a picture in a prompt.
+    fn image_token_id(&self) -> u32;
+
+    /// Encode `tiles` tiles from [`Vlm::pixels`] and leave their rows at the start of the image rows.
+    fn encode_plan(&self, tiles: usize) -> Plan;
+
+    /// One step of the language model.
+    fn step_plan(&self, shape: StepShape) -> Plan;
+
+    /// Where [`Vlm::encode_plan`] reads the tiles, `[max_tiles, image_size, image_size, 3]`.
+    fn pixels(&self) -> Buf<u8>;
+
+    /// What the host and the device exchange at a step.
+    fn io(&self) -> &StepIo;
+
+    /// Sizes of the regions in bytes, in the order of [`Region::ALL`](crate::mem::Region::ALL).
+    fn regions(&self) -> [usize; 4];
+
+    /// What goes where in the weights region.
+    fn placements(&self) -> &[Placement];
+
+    /// What was odd about the checkpoint but does not change a result.
+    fn warnings(&self) -> &[String];
+}
+
+/// Finds every tensor, lays out the regions, and is ready to build plans.
+pub type Build = fn(&Config, &Weights, DType, Limits) -> Result<Box<dyn Vlm>>;
+
+/// One family of models, by the name that config.json gives it.
+pub struct Registration {
+    /// `architectures[0]` of config.json.
+    pub architecture: &'static str,
+    /// Bytes of a block of [`KV_BLOCK`](crate::ops::KV_BLOCK) tokens in the caches of all layers.
+    pub kv_block_bytes: fn(&Config, DType) -> usize,
+    /// How it is loaded.
+    pub build: Build,
+}
+
+/// Every family that this build knows.
+pub const REGISTRY: &[Registration] = &[llava::REGISTRATION];
+
+/// The family of a checkpoint.
+///
+/// # Errors
+/// If no family goes by the name in config.json.
+pub fn find(architecture: &str) -> Result<&'static Registration> {
+    match REGISTRY.iter().find(|r| r.architecture == architecture) {
+        Some(found) => Ok(found),
+        None => {
+            let known: Vec<_> = REGISTRY.iter().map(|r| r.architecture).collect();
+            bail!("config.json: architectures[0] = {architecture:?}; this build runs {}", known.join(", "))
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Attention of one new token a sequence over the paged cache.
 
-use super::attention::{PagedKv, Queries, attend_sequence};
+use super::attention::{KV_BLOCK, PagedKv, Queries, attend_sequence};
 use crate::host::HostMem;
 use crate::kernel::{Cost, Kernel};
 use crate::mem::{Act, Buf, Spans};
@@ -35,8 +35,9 @@ impl Kernel for PagedDecode {
     fn cost(&self) -> Cost {
         let d = self.kv.head_dim;
         let cached = 2 * self.context * self.kv.kv_heads * d;
+        let table = self.context.div_ceil(KV_BLOCK) + 1;
         Cost {
-            bytes: (self.seqs * (2 * self.heads * d + cached) * self.o.dtype().size()) as u64,
+            bytes: (self.seqs * ((2 * self.heads * d + cached) * self.o.dtype().size() + 4 * table)) as u64,
             flops: (self.seqs * self.heads * self.context * (4 * d + 4)) as u64,
         }
     }

@@ -1,6 +1,6 @@
 //! Causal attention of prompt chunks over the paged cache.
 
-use super::attention::{PagedKv, Queries, attend_sequence};
+use super::attention::{KV_BLOCK, PagedKv, Queries, attend_sequence};
 use crate::host::HostMem;
 use crate::kernel::{Cost, Kernel};
 use crate::mem::{Act, Buf, Spans};
@@ -39,13 +39,14 @@ impl Kernel for PagedPrefill {
     const NAME: &'static str = "paged_prefill";
 
     fn cost(&self) -> Cost {
-        let d = self.kv.head_dim;
-        let chunk = self.tokens / self.seqs.max(1);
-        let seen = self.tokens * (self.context - chunk.min(self.context) + chunk.div_ceil(2));
+        let (d, chunk) = (self.kv.head_dim, self.tokens / self.seqs.max(1));
+        let earlier = self.context.saturating_sub(chunk);
+        let pairs = self.seqs * (chunk * earlier + chunk * (chunk + 1) / 2);
         let cached = 2 * self.seqs * self.context * self.kv.kv_heads * d;
+        let tables = self.seqs * (self.context.div_ceil(KV_BLOCK) + 2) + 1;
         Cost {
-            bytes: ((2 * self.tokens * self.heads * d + cached) * self.o.dtype().size()) as u64,
-            flops: (self.heads * seen * (4 * d + 4)) as u64,
+            bytes: ((2 * self.tokens * self.heads * d + cached) * self.o.dtype().size() + 4 * tables) as u64,
+            flops: (self.heads * pairs * (4 * d + 4)) as u64,
         }
     }
 

@@ -5,7 +5,8 @@ use crate::host::{HostMem, round_to};
 use crate::kernel::{Cost, Kernel};
 use crate::mem::{Act, Buf, Spans};
 
-/// Rotate q in place, rotate k, and put k and v into the cache at each token's slot. A slot of -1 writes nothing.
+/// Rotate q in place, and put the rotated k and v into the cache at each token's slot. A slot of -1 writes nothing.
+/// The k and v of `qkv` stay as they are.
 ///
 /// Half-split rotation: with `h = head_dim / 2`, `x'[j] = x[j] cos - x[j+h] sin` and `x'[j+h] = x[j+h] cos + x[j] sin`.
 /// Cosine and sine are rounded to the stored type first, as Hugging Face does.
@@ -47,6 +48,7 @@ impl Kernel for RopeKv {
         let (q, kv) = (self.heads * d, 2 * self.kv.kv_heads * d);
         let rotated = q + kv / 2;
         Cost {
+            // q, k and v are read and written once each; an angle table row, a position and a slot are read.
             bytes: (self.tokens * (2 * (q + kv) * self.qkv.dtype().size() + 4 * d + 8)) as u64,
             flops: (self.tokens * 3 * rotated) as u64,
         }
@@ -70,10 +72,11 @@ impl Kernel for RopeKv {
             let mut angles = m.load(self.table.slice(at..at + d));
             angles.iter_mut().for_each(|a| *a = round_to(self.qkv.dtype(), *a));
             let (cos, sin) = angles.split_at(d / 2);
-            for head in row[..(self.heads + kv_heads) * d].chunks_exact_mut(d) {
-                rotate(head, cos, sin);
-            }
-            let (k, v) = row[self.heads * d..].split_at(kv_heads * d);
+            let (q, kv) = row.split_at_mut(self.heads * d);
+            q.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
+            let (k, v) = kv.split_at(kv_heads * d);
+            let mut k = k.to_vec();
+            k.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
             for h in 0..kv_heads {
                 let at = self.kv.at(slot as usize, h);
                 m.store(self.kv.k.slice(at..at + d), &k[h * d..][..d]);

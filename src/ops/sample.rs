@@ -25,7 +25,7 @@ pub const IN_PROMPT: i32 = 1 << 30;
 /// of the seed, the step and the token. Log-probabilities are the log-softmax of the logits as they came.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// `[rows]`: the token, or -1 if the row holds a NaN or nothing finite.
+    /// `[rows]`: the token, or -1 if the row holds a NaN or its largest score is not finite.
     pub token: Buf<i32>,
     /// `[rows, 1 + 20]`: of the token, then of the most likely ones in descending order.
     pub logprobs: Buf<f32>,
@@ -76,7 +76,8 @@ impl Kernel for Sample {
 
     fn cost(&self) -> Cost {
         let logits = (self.rows * self.vocab) as u64;
-        Cost { bytes: 4 * logits, flops: 4 * logits }
+        let row = size_of::<SamplingRow>() + 4 * (1 + (1 + MAX_TOP_LOGPROBS) + MAX_TOP_LOGPROBS);
+        Cost { bytes: 4 * logits + (self.rows * row) as u64, flops: 4 * logits }
     }
 
     fn writes(&self) -> Spans {
@@ -129,7 +130,7 @@ fn penalised(raw: &[f32], counts: &[i32], row: &SamplingRow) -> Vec<f32> {
     raw.iter().zip(counts).map(penalise).collect()
 }
 
-/// The next token, or `None` if a score is NaN or none is finite.
+/// The next token, or `None` if a score is NaN or the largest is not finite.
 fn choose(scores: &[f32], row: &SamplingRow) -> Option<usize> {
     if scores.iter().any(|s| s.is_nan()) {
         return None;

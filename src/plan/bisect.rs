@@ -11,7 +11,9 @@ use crate::mem::{DType, Span};
 /// The first element that differs by more than the tolerance, and where.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
-    /// The step that wrote it.
+    /// Index in the plan of the step that wrote it.
+    pub step: usize,
+    /// Its label.
     pub label: Label,
     /// The buffer that was compared.
     pub span: Span,
@@ -25,13 +27,14 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Difference { label, span, element, expected, found } = self;
-        write!(f, "{label}: element {element} of {span:?} is {found}, the reference has {expected}")
+        let Difference { step, label, span, element, expected, found } = self;
+        write!(f, "step {step}, {label}: element {element} of {span:?} is {found}, the reference has {expected}")
     }
 }
 
 /// Run `plan` step by step on both backends, whose regions hold the same bytes at the start, and return the first step
-/// whose [`writes`](crate::kernel::Kernel::writes) differ by more than `tolerance` relative to `max(1, |expected|)`.
+/// whose [`writes`](crate::kernel::Kernel::writes) differ: floats by more than `tolerance` relative to
+/// `max(1, |expected|)`, integers at all.
 ///
 /// After each step that agrees, the reference's output is copied to the other side, so rounding does not pile up
 /// and the step named is the one at fault.
@@ -53,7 +56,7 @@ pub fn bisect<R: Backend, B: Backend>(
             let found = tested.snapshot(span)?;
             if let Some((element, e, f)) = first_difference(span.dtype, &expected, &found, tolerance) {
                 let label = step.label.clone();
-                return Ok(Some(Difference { label, span, element, expected: e, found: f }));
+                return Ok(Some(Difference { step: i, label, span, element, expected: e, found: f }));
             }
             tested.restore(span, &expected)?;
         }
@@ -66,7 +69,9 @@ fn first_difference(dtype: DType, expected: &[u8], found: &[u8], tolerance: f64)
     let pairs = expected.chunks_exact(size).zip(found.chunks_exact(size)).enumerate();
     for (i, (e, f)) in pairs.filter(|(_, (e, f))| e != f) {
         let (e, f) = (value(dtype, e), value(dtype, f));
-        let close = (e - f).abs() <= tolerance * e.abs().max(1.0);
+        // Ids and counts are right or wrong, an infinity tolerates nothing else, and one NaN is as good as another.
+        let within = e.is_finite() && (e - f).abs() <= tolerance * e.abs().max(1.0);
+        let close = dtype.is_float() && (within || (e.is_nan() && f.is_nan()));
         if !close {
             return Some((i, e, f));
         }

@@ -1,0 +1,195 @@
+//! `ocelli inspect`: what a checkpoint holds, what it needs, and how much context would fit.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{ModelArgs, human_bytes};
+use crate::engine::{Checkpoint, available_memory};
+use crate::mem::Region;
+use crate::models::Limits;
+use crate::ops::KV_BLOCK;
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Memory to plan for, in GiB; by default what the device has free
+    #[arg(long, value_name = "GIB", value_parser = memory)]
+    memory: Option<f64>,
+    /// Part of the memory that may be used
+    #[arg(long, env = "OCELLI_GPU_MEMORY_UTILIZATION", default_value = "0.9", value_parser = fraction)]
+    gpu_memory_utilization: f64,
+    /// Sequences of a step
+    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_num_seqs: u32,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn memory(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|g: &f64| (0.0..=1e6).contains(g)).ok_or_else(|| "write a number of GiB".into())
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|f: &f64| *f > 0.0 && *f <= 1.0).ok_or_else(|| "must lie above 0 and at most at 1".into())
+}
+
+/// Bytes of each region, and the cache that the rest of the memory would hold.
+struct MemoryPlan {
+    weights: u64,
+    scratch: u64,
+    io: u64,
+    kv_block: u64,
+    available: u64,
+    budget: u64,
+    kv_blocks: u64,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.model.directory()?, &args.model.options())?;
+    let (memory, warnings) = memory_plan(args, &checkpoint)?;
+    let text = if args.json {
+        format!("{:#}\n", as_json(args, &checkpoint, &memory, &warnings))
+    } else {
+        as_text(args, &checkpoint, &memory, &warnings)
+    };
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+fn memory_plan(args: &InspectArgs, c: &Checkpoint) -> Result<(MemoryPlan, Vec<String>)> {
+    let seqs = args.max_num_seqs as usize;
+    let model = c.build(Limits {
+        max_model_len: c.max_model_len,
+        max_num_seqs: seqs,
+        max_num_batched_tokens: c.max_model_len.max(seqs),
+        max_logit_rows: seqs,
+        max_tiles: c.max_images,
+        kv_blocks: 0,
+    })?;
+    let bytes = |region: Region| model.regions()[region as usize] as u64;
+    let (weights, scratch, io) = (bytes(Region::Weights), bytes(Region::Scratch), bytes(Region::Io));
+    let available = match args.memory {
+        Some(gib) => (gib * f64::from(1 << 30)) as u64,
+        None => available_memory(),
+    };
+    let budget = (available as f64 * args.gpu_memory_utilization) as u64;
+    let kv_block = c.kv_block_bytes() as u64;
+    let kv_blocks = budget.saturating_sub(weights + scratch + io) / kv_block;
+    let warnings = [c.warnings(), model.warnings()].concat();
+    Ok((MemoryPlan { weights, scratch, io, kv_block, available, budget, kv_blocks }, warnings))
+}
+
+fn as_text(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[String]) -> String {
+    let llava = c.llava();
+    let (v, t) = (&llava.vision, &llava.text);
+    let parameters: usize = c.weights.tensors().map(|(_, t)| t.shape.iter().product::<usize>()).sum();
+    let mut out = format!(
+        "{}\n  {}, {} parameters in {} tensors, {} in {} file{}\n",
+        c.name,
+        c.config.model.family.architecture(),
+        parameters,
+        c.weights.tensors().count(),
+        human_bytes(c.weights.bytes_total()),
+        c.weights.files().count(),
+        if c.weights.files().count() == 1 { "" } else { "s" },
+    );
+    out += &format!(
+        "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {} tokens a picture\n",
+        v.hidden_size,
+        llava.feature_layers.iter().max().unwrap_or(&0),
+        v.num_hidden_layers,
+        v.num_attention_heads,
+        v.head_dim,
+        v.intermediate_size,
+        v.image_size,
+        v.image_size,
+        v.patch_size,
+        llava.image_tokens(),
+    );
+    out += &format!(
+        "text     hidden {}, {} layers, {} heads and {} of keys and values, of {}, mlp {}\n         vocabulary {}, context {}, rope theta {}\n",
+        t.hidden_size,
+        t.num_hidden_layers,
+        t.num_attention_heads,
+        t.num_key_value_heads,
+        t.head_dim,
+        t.intermediate_size,
+        t.vocab_size,
+        t.max_position_embeddings,
+        t.rope_theta,
+    );
+    let tokens = m.kv_blocks * KV_BLOCK as u64;
+    out += &format!(
+        "\nmemory in {}, {} sequence{} of {} tokens a step\n  weights  {:>9}\n  scratch  {:>9}\n  io       {:>9}\n",
+        c.dtype,
+        args.max_num_seqs,
+        if args.max_num_seqs == 1 { "" } else { "s" },
+        c.max_model_len,
+        human_bytes(m.weights),
+        human_bytes(m.scratch),
+        human_bytes(m.io),
+    );
+    out += &format!(
+        "  kv       {:>9} a block of {KV_BLOCK} tokens, {} a token\n",
+        human_bytes(m.kv_block),
+        human_bytes(m.kv_block / KV_BLOCK as u64)
+    );
+    out += &format!(
+        "  {} of {} may be used: a pool of {} blocks fits, {tokens} tokens or {:.1} sequences of the greatest length\n",
+        human_bytes(m.budget),
+        human_bytes(m.available),
+        m.kv_blocks,
+        tokens as f64 / c.max_model_len as f64,
+    );
+    if args.tensors {
+        out += "\ntensors\n";
+        for (name, t) in c.weights.tensors() {
+            out += &format!("  {:<80} {:>5?} {:?}\n", name.escape_debug().to_string(), t.stored, t.shape);
+        }
+    }
+    for warning in warnings {
+        out += &format!("warning: {warning}\n");
+    }
+    out
+}
+
+fn as_json(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[String]) -> Value {
+    let llava = c.llava();
+    let (v, t) = (&llava.vision, &llava.text);
+    let mut out = json!({
+        "model": c.name,
+        "architecture": c.config.model.family.architecture(),
+        "dtype": c.dtype.name(),
+        "max_model_len": c.max_model_len,
+        "image_tokens": llava.image_tokens(),
+        "vision": {
+            "hidden_size": v.hidden_size, "intermediate_size": v.intermediate_size, "num_hidden_layers": v.num_hidden_layers,
+            "num_attention_heads": v.num_attention_heads, "head_dim": v.head_dim, "image_size": v.image_size,
+            "patch_size": v.patch_size, "feature_layers": llava.feature_layers,
+        },
+        "text": {
+            "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size, "num_hidden_layers": t.num_hidden_layers,
+            "num_attention_heads": t.num_attention_heads, "num_key_value_heads": t.num_key_value_heads, "head_dim": t.head_dim,
+            "vocab_size": t.vocab_size, "max_position_embeddings": t.max_position_embeddings, "rope_theta": t.rope_theta,
+        },
+        "files": c.weights.files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
+        "memory": {
+            "weights_bytes": m.weights, "scratch_bytes": m.scratch, "io_bytes": m.io, "kv_block_bytes": m.kv_block,
+            "available_bytes": m.available, "budget_bytes": m.budget, "kv_blocks": m.kv_blocks,
+            "kv_tokens": m.kv_blocks * KV_BLOCK as u64,
+        },
+        "warnings": warnings,
+    });
+    if args.tensors {
+        let tensor = |(name, t): (&str, &crate::weights::Tensor)| json!({"name": name, "dtype": format!("{:?}", t.stored), "shape": t.shape});
+        out["tensors"] = c.weights.tensors().map(tensor).collect();
+    }
+    out
+}

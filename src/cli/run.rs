@@ -1,0 +1,205 @@
+//! `ocelli run`: one answer, streamed; a chat when no prompt is given.
+
+use std::fs;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::json;
+
+use super::{ModelArgs, chat, progress};
+use crate::engine::{Engine, FinishReason, Output, Prompt, Request, Sampling};
+use crate::text::{Message, Role};
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The question; without it, a chat that takes /image FILE
+    #[arg(short, long, env = "OCELLI_PROMPT", value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A picture file: PNG, JPEG, WebP, GIF or BMP; may be given several times
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
+    /// Take the prompt as it is, without the chat template; its <image> are places of pictures
+    #[arg(long, requires = "prompt")]
+    raw_prompt: bool,
+    /// Print one JSON object instead of streaming
+    #[arg(long, requires = "prompt")]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+#[derive(Args)]
+pub(super) struct SamplingArgs {
+    /// 0 takes the most likely token every time
+    #[arg(long, env = "OCELLI_TEMPERATURE", default_value_t = 0.0)]
+    temperature: f64,
+    /// Keep the most likely tokens that reach this probability together
+    #[arg(long, env = "OCELLI_TOP_P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Keep this many of the most likely tokens; 0 or -1 keeps all
+    #[arg(long, env = "OCELLI_TOP_K", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
+    top_k: i64,
+    /// Drop tokens below this fraction of the largest probability
+    #[arg(long, env = "OCELLI_MIN_P", default_value_t = 0.0)]
+    min_p: f64,
+    /// Divide the scores of tokens that occurred
+    #[arg(long, env = "OCELLI_REPETITION_PENALTY", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Subtract from the scores of tokens of the answer
+    #[arg(long, env = "OCELLI_PRESENCE_PENALTY", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f64,
+    /// Subtract from the scores of tokens of the answer, once for every time they occurred
+    #[arg(long, env = "OCELLI_FREQUENCY_PENALTY", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f64,
+    /// The same seed gives the same answer
+    #[arg(long, env = "OCELLI_SEED")]
+    seed: Option<u64>,
+    /// Longest answer in tokens
+    #[arg(long, env = "OCELLI_MAX_TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after the model's end-of-sequence token
+    #[arg(long, env = "OCELLI_IGNORE_EOS")]
+    ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    pub(super) fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: u32::try_from(self.top_k).unwrap_or(0),
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            max_tokens: Some(self.max_tokens as usize),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            top_logprobs: 0,
+        }
+    }
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<()> {
+    let sampling = args.sampling.sampling();
+    // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
+    sampling.check()?;
+    let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
+    let mut engine = load(&args.model)?;
+    let Some(text) = &args.prompt else {
+        return chat::run(&mut engine, pictures, &sampling);
+    };
+    let prompt = if args.raw_prompt {
+        Prompt::Raw(text.clone())
+    } else {
+        Prompt::Chat(vec![Message::with_images(Role::User, pictures.len(), text)])
+    };
+    let request = Request { prompt, pictures, sampling };
+    if args.json {
+        let output = engine.generate(&request, |_| ControlFlow::Continue(()))?;
+        return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
+    }
+    let output = stream(&mut engine, &request)?;
+    closing_line(&engine, &output)
+}
+
+/// A picture's bytes. What they are is decided by their content, when the request is checked.
+pub(super) fn read_picture(path: &std::path::Path) -> Result<Vec<u8>> {
+    let limit = crate::image::Limits::default().max_bytes;
+    let size = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
+    ensure!(!size.is_dir(), "{} is a directory; name a picture file", path.display());
+    if size.len() > limit {
+        bail!("{} has {} bytes; a picture may have {limit}", path.display(), size.len());
+    }
+    fs::read(path).with_context(|| format!("{}", path.display()))
+}
+
+fn load(args: &ModelArgs) -> Result<Engine> {
+    let bar = progress::loading(0);
+    let engine = Engine::open(&args.directory()?, &args.options(), |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    for warning in engine.warnings() {
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
+    Ok(engine)
+}
+
+/// Print the answer as it comes. A reader that goes away ends the generation.
+pub(super) fn stream(engine: &mut Engine, request: &Request) -> Result<Output> {
+    let mut out = io::stdout();
+    let mut closed = None;
+    let output = engine.generate(request, |text| match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(e) => {
+            closed = Some(e);
+            ControlFlow::Break(())
+        }
+    })?;
+    match closed {
+        Some(e) => Err(e.into()),
+        None => {
+            writeln!(out)?;
+            Ok(output)
+        }
+    }
+}
+
+/// Tokens, speed, and the hash of the last logits: a change in the numbers shows even where the text is the same.
+pub(super) fn closing_line(engine: &Engine, output: &Output) -> Result<()> {
+    let t = &output.timings;
+    writeln!(
+        io::stderr(),
+        "[{} {}: {} prompt tokens ({} of pictures), {} tokens in {:.2} s, {:.1} tokens/s, first after {:.0} ms, logits {}]",
+        engine.backend_name(),
+        engine.dtype(),
+        output.prompt_token_ids.len(),
+        output.image_tokens.iter().sum::<usize>(),
+        output.token_ids.len(),
+        (t.ttft_ms + t.decode_ms) / 1e3,
+        t.tokens_per_s,
+        t.ttft_ms,
+        output.logits_hash
+    )?;
+    Ok(())
+}
+
+fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
+    json!({
+        "model": engine.model_name(),
+        "backend": engine.backend_name(),
+        "dtype": engine.dtype().name(),
+        "prompt": o.prompt,
+        "prompt_token_ids": o.prompt_token_ids,
+        "prompt_tokens": o.prompt_token_ids.len(),
+        "image_tokens": o.image_tokens,
+        "text": o.text,
+        "token_ids": o.token_ids,
+        "logprobs": o.logprobs,
+        "finish_reason": match o.finish_reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        },
+        "logits_hash": o.logits_hash,
+        "timings": {
+            "load_ms": o.timings.load_ms,
+            "encode_ms": o.timings.encode_ms,
+            "prefill_ms": o.timings.prefill_ms,
+            "ttft_ms": o.timings.ttft_ms,
+            "decode_ms": o.timings.decode_ms,
+            "tokens_per_s": o.timings.tokens_per_s,
+        },
+    })
+}

@@ -1,0 +1,297 @@
+//! One request from start to end.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+
+use super::runner::{LogitRows, SequenceStep};
+use super::{Engine, Sampling};
+use crate::image::{self, Alpha, Limits};
+use crate::models::Tiles;
+use crate::text::{self, Message, Special, TextStream, pieces};
+use crate::{Error, Result};
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The text.
+    pub prompt: Prompt,
+    /// Encoded pictures, in the order in which the prompt refers to them.
+    pub pictures: Vec<Vec<u8>>,
+    /// How the answer is sampled and when it ends.
+    pub sampling: Sampling,
+}
+
+/// The text of a request.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Trusted text, taken as it is: `<image>` stands for a picture, once or as often as the picture has tokens, and
+    /// control tokens are what they say.
+    Raw(String),
+    /// Messages for the chat template. Their text is text: it never becomes a control token or a picture.
+    Chat(Vec<Message>),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end-of-sequence token or a stop string.
+    Stop,
+    /// As many tokens as were asked for, or as fit.
+    Length,
+    /// The caller asked for no more.
+    Cancelled,
+}
+
+/// A finished answer.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The prompt as it was tokenised, before pictures were expanded.
+    pub prompt: String,
+    /// Its ids; at the places of pictures, the placeholder's.
+    pub prompt_token_ids: Vec<u32>,
+    /// Places that each picture takes.
+    pub image_tokens: Vec<usize>,
+    /// The answer.
+    pub text: String,
+    /// Its ids, with the end-of-sequence token if it ended so.
+    pub token_ids: Vec<u32>,
+    /// Log-probability of each, under the logits as the model gave them.
+    pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// FNV-1a of the last logits: shows a change in the numbers where the text is the same.
+    pub logits_hash: String,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Wall-clock times of a request, in milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Loading the model, before the request.
+    pub load_ms: f64,
+    /// Vision tower and projector.
+    pub encode_ms: f64,
+    /// The prompt's step.
+    pub prefill_ms: f64,
+    /// From the request to the first token: decoding the pictures, tokenising, encoding, prefill.
+    pub ttft_ms: f64,
+    /// All later tokens.
+    pub decode_ms: f64,
+    /// Later tokens a second; 0 if there was none.
+    pub tokens_per_s: f64,
+}
+
+/// A checked request.
+struct Ready {
+    prompt: String,
+    tiles: Vec<Tiles>,
+    expanded: text::Prompt,
+    max_tokens: usize,
+}
+
+impl Engine {
+    /// Answer a request. `on_text` gets the answer piece by piece, never a part of a character, and can end it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the request cannot be answered, [`Error::Capacity`] if there is no room for it,
+    /// [`Error::Model`] if the model yields no number.
+    pub fn generate(&mut self, request: &Request, on_text: impl FnMut(&str) -> ControlFlow<()>) -> Result<Output> {
+        let start = Instant::now();
+        let ready = self.prepare(request).map_err(Error::Request)?;
+        let length = (ready.expanded.ids.len() + ready.max_tokens).min(self.checkpoint.max_model_len);
+        let blocks = self.blocks.take(length).map_err(Error::Capacity)?;
+        let output = self.answer(request, ready, &blocks, start, on_text);
+        self.blocks.give(blocks);
+        output
+    }
+
+    /// Everything that can be wrong with a request is found here, before the model runs.
+    fn prepare(&self, request: &Request) -> anyhow::Result<Ready> {
+        let (c, model) = (&self.checkpoint, self.runner.model());
+        request.sampling.check()?;
+        ensure!(
+            request.pictures.len() <= c.max_images,
+            "the prompt has {} pictures; at most {} are allowed (--limit-mm-per-prompt)",
+            request.pictures.len(),
+            c.max_images
+        );
+        let (prompt, pieces) = match &request.prompt {
+            Prompt::Raw(text) => {
+                let ids = c.tokenizer.encode(text, Special::Parse, true)?;
+                (text.clone(), pieces(&ids, model.image_token_id()))
+            }
+            Prompt::Chat(messages) => {
+                let rendered = c.template.encode(messages, true)?;
+                (rendered.text, rendered.pieces)
+            }
+        };
+        let tiles = request.pictures.iter().enumerate().map(|(i, bytes)| {
+            let rgb = image::decode(bytes, Alpha::White, &Limits::default());
+            let tiles = rgb.map_err(anyhow::Error::new).and_then(|rgb| model.prepare(&rgb));
+            tiles.with_context(|| format!("picture {}", i + 1))
+        });
+        let tiles = tiles.collect::<anyhow::Result<Vec<_>>>()?;
+        let counts: Vec<usize> = tiles.iter().map(|t| t.tokens).collect();
+        let expanded = text::expand(&pieces, &counts, model.image_token_id())?;
+        let (tokens, room) = (expanded.ids.len(), c.max_model_len);
+        ensure!(tokens > 0, "the prompt has no tokens, and the tokenizer puts none in front");
+        if tokens >= room {
+            let pictures: usize = counts.iter().sum();
+            bail!(
+                "the prompt has {tokens} tokens ({pictures} of pictures); with one of the answer, {room} fit (--max-model-len)"
+            );
+        }
+        let max_tokens = request.sampling.max_tokens.unwrap_or(usize::MAX).min(room - tokens);
+        Ok(Ready { prompt, tiles, expanded, max_tokens })
+    }
+
+    fn answer(
+        &mut self,
+        request: &Request,
+        ready: Ready,
+        blocks: &[i32],
+        start: Instant,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Output> {
+        let Ready { prompt, tiles, expanded, max_tokens } = ready;
+        let mut timings = Timings { load_ms: self.load_ms, ..Timings::default() };
+        let mut stream = TextStream::new(self.checkpoint.tokenizer.clone(), &request.sampling.stop, false)
+            .map_err(Error::Request)?;
+        if !tiles.is_empty() {
+            let began = Instant::now();
+            self.runner.encode(&tiles, None).map_err(Error::Device)?;
+            timings.encode_ms = milliseconds(began);
+        }
+        let seed = request.sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let ids = splice(&expanded);
+        if request.sampling.has_penalties() {
+            self.runner.reset_counts(0, &ids).map_err(Error::Device)?;
+        }
+        let mut output = Output {
+            prompt,
+            image_tokens: tiles.iter().map(|t| t.tokens).collect(),
+            prompt_token_ids: expanded.ids,
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            finish_reason: FinishReason::Length,
+            logits_hash: String::new(),
+            timings,
+        };
+        let mut next = ids;
+        let mut cached = 0;
+        let mut decoding = Instant::now();
+        while output.token_ids.len() < max_tokens {
+            let step = output.token_ids.len();
+            let began = Instant::now();
+            let sampling = request.sampling.row(seed, step as u32, 0);
+            let sequence = SequenceStep { ids: &next, cached, blocks, sampling };
+            self.runner.step(&[sequence], LogitRows::Last, None).map_err(Error::Device)?;
+            let (token, logprob) = self.sampled(step)?;
+            cached += next.len();
+            next = vec![token as i32];
+            if step == 0 {
+                output.timings.prefill_ms = milliseconds(began);
+                output.timings.ttft_ms = milliseconds(start);
+                decoding = Instant::now();
+            }
+            output.token_ids.push(token);
+            output.logprobs.push(logprob);
+            if !request.sampling.ignore_eos && self.checkpoint.config.generation.eos.contains(&token) {
+                output.finish_reason = FinishReason::Stop;
+                break;
+            }
+            let piece = stream.push(token).map_err(Error::Model)?.unwrap_or_default();
+            if emit(&mut output, &piece, &mut on_text).is_break() {
+                output.finish_reason = FinishReason::Cancelled;
+                break;
+            }
+            if stream.stopped().is_some() {
+                output.finish_reason = FinishReason::Stop;
+                break;
+            }
+        }
+        let rest = stream.finish().map_err(Error::Model)?;
+        if output.finish_reason != FinishReason::Cancelled && emit(&mut output, &rest, &mut on_text).is_break() {
+            output.finish_reason = FinishReason::Cancelled;
+        }
+        if stream.stopped().is_some() && output.finish_reason == FinishReason::Length {
+            output.finish_reason = FinishReason::Stop;
+        }
+        output.timings.decode_ms = milliseconds(decoding);
+        let later = output.token_ids.len() - 1;
+        output.timings.tokens_per_s = if later == 0 { 0.0 } else { later as f64 / (output.timings.decode_ms / 1e3) };
+        output.logits_hash = fnv1a(&self.runner.logits(1).map_err(Error::Device)?);
+        Ok(output)
+    }
+
+    fn sampled(&self, step: usize) -> Result<(u32, f32)> {
+        let sampled = self.runner.sampled(1, 0).map_err(Error::Device)?;
+        match sampled.first().and_then(|s| Some((s.token?, s.logprob))) {
+            Some(token) => Ok(token),
+            None => Err(Error::Model(anyhow::Error::msg(format!(
+                "the logits of token {step} of the answer hold a NaN or an infinity; the weights may be damaged, or \
+                 {} too narrow for them (--dtype f32)",
+                self.dtype()
+            )))),
+        }
+    }
+}
+
+fn emit(output: &mut Output, piece: &str, on_text: &mut impl FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
+    if piece.is_empty() {
+        return ControlFlow::Continue(());
+    }
+    output.text.push_str(piece);
+    on_text(piece)
+}
+
+/// Ids as the embedding op reads them: a place of a picture is `-1 - row` of the rows that the encoder wrote, picture
+/// after picture.
+fn splice(prompt: &text::Prompt) -> Vec<i32> {
+    let mut ids: Vec<i32> = prompt.ids.iter().map(|&id| id as i32).collect();
+    let mut spans = prompt.images.clone();
+    spans.sort_by_key(|s| s.image);
+    let mut row = 0;
+    for span in spans {
+        for id in &mut ids[span.range()] {
+            *id = -1 - row;
+            row += 1;
+        }
+    }
+    ids
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// FNV-1a, 64 bits, over the little-endian bytes.
+fn fnv1a(values: &[f32]) -> String {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::ImageSpan;
+
+    #[test]
+    fn pictures_take_their_rows_in_their_own_order() {
+        let span = |image, start, len| ImageSpan { image, start, len };
+        let prompt = text::Prompt { ids: vec![1, 9, 9, 5, 9, 2], images: vec![span(1, 1, 2), span(0, 4, 1)] };
+        assert_eq!(splice(&prompt), [1, -2, -3, 5, -1, 2]);
+    }
+
+    #[test]
+    fn the_hash_is_fnv1a() {
+        assert_eq!(fnv1a(&[]), "cbf29ce484222325");
+        assert_eq!(fnv1a(&[f32::from_le_bytes(*b"foob")]), format!("{:016x}", 0xdd12_0e79_0c25_12af_u64));
+    }
+}

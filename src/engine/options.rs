@@ -1,0 +1,87 @@
+//! What a caller may choose when a model is loaded.
+
+use std::fs;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+
+use crate::mem::DType;
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to run.
+    pub device: Device,
+    /// Type of activations and weights; `None` is the checkpoint's own.
+    pub dtype: Option<DType>,
+    /// Longest sequence in tokens; `None` is as long as the model goes.
+    pub max_model_len: Option<usize>,
+    /// A chat template, as a file or as text, instead of the checkpoint's.
+    pub chat_template: Option<String>,
+    /// Pictures a prompt may hold.
+    pub max_images: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { device: Device::Auto, dtype: None, max_model_len: None, chat_template: None, max_images: 4 }
+    }
+}
+
+/// Where to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best that is there.
+    Auto,
+    /// The references on the host.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Refuse what this build cannot run a model on.
+    pub(super) fn check(self) -> Result<()> {
+        match self {
+            Device::Auto | Device::Cpu => Ok(()),
+            Device::Cuda(_) => bail!("models run on the CPU in this version; leave --device out or say --device cpu"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Device::Auto),
+            None if text == "cpu" => Ok(Device::Cpu),
+            None if text == "cuda" => Ok(Device::Cuda(0)),
+            Some(("cuda", n)) => n.parse().map(Device::Cuda).map_err(|_| format!("{n:?} is not the number of a GPU")),
+            _ => Err("write auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+/// Bytes of host memory that a process could still take, or 0 where the system does not say.
+pub fn available_memory() -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_spelled_as_usual() {
+        assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("cpu".parse(), Ok(Device::Cpu));
+        for bad in ["gpu", "cuda:", "cuda:-1", "cpu:0", ""] {
+            assert!(bad.parse::<Device>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Owns the backend: uploads the weights, turns a step into the buffers that the plan reads, and reads what it wrote.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::models::{StepShape, Tiles, Vlm};
+use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
+use crate::plan::{Backend, Probe};
+
+/// The tokens that one sequence brings to a step.
+#[derive(Clone, Debug)]
+pub struct SequenceStep<'a> {
+    /// Ids of the vocabulary, or `-1 - row` of the image rows.
+    pub ids: &'a [i32],
+    /// Tokens that the cache holds already: the position of the first id.
+    pub cached: usize,
+    /// Blocks of the sequence, enough for `cached + ids.len()` tokens.
+    pub blocks: &'a [i32],
+    /// How the token after the last id is sampled.
+    pub sampling: SamplingRow,
+}
+
+/// Rows of a step whose logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// The last of each sequence.
+    Last,
+    /// All of them.
+    All,
+}
+
+/// What was sampled for a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// The token; `None` if the row held a NaN or its largest score was not finite.
+    pub token: Option<u32>,
+    /// Log-probability of the token under the logits as they came.
+    pub logprob: f32,
+    /// The most likely tokens with theirs, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A model on a backend.
+pub struct Runner<B: Backend> {
+    backend: B,
+    model: Box<dyn Vlm>,
+    /// Linked plans of pure decode steps, which recur; a step with a prompt in it has a shape of its own.
+    decode: HashMap<StepShape, B::Exec>,
+}
+
+impl<B: Backend> Runner<B> {
+    /// Upload the weights. `progress` is called with the bytes of each tensor that is in its place.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
+        for placement in model.placements() {
+            backend.fill(placement.dst, &placement.source, placement.in_place)?;
+            progress(placement.dst.bytes());
+        }
+        Ok(Runner { backend, model, decode: HashMap::new() })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &dyn Vlm {
+        &*self.model
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Encode pictures; their rows lie one after another from row 0 of the image rows.
+    ///
+    /// # Errors
+    /// If there are more tiles than were planned for, or the backend fails.
+    pub fn encode(&mut self, pictures: &[Tiles], probe: Option<&mut dyn Probe>) -> Result<()> {
+        let pixels = pictures.iter().map(|p| &p.pixels[..]).collect::<Vec<_>>().concat();
+        let room = self.model.pixels();
+        ensure!(pixels.len() <= room.len(), "{} bytes of pixels; the plan has room for {}", pixels.len(), room.len());
+        self.backend.write(room, &pixels)?;
+        let plan = self.model.encode_plan(pictures.iter().map(|p| p.tiles).sum());
+        self.backend.run(&mut self.backend.link(&plan)?, probe)
+    }
+
+    /// Run one step; sequences that bring one token come before those that bring several. Returns the shape that ran.
+    ///
+    /// # Errors
+    /// If the step is larger than was planned for, or the backend fails.
+    pub fn step(
+        &mut self,
+        sequences: &[SequenceStep<'_>],
+        rows: LogitRows,
+        probe: Option<&mut dyn Probe>,
+    ) -> Result<StepShape> {
+        let shape = self.write_step(sequences, rows)?;
+        if shape.prefill_seqs > 0 {
+            let plan = self.model.step_plan(shape);
+            self.backend.run(&mut self.backend.link(&plan)?, probe)?;
+            return Ok(shape);
+        }
+        if !self.decode.contains_key(&shape) {
+            let exec = self.backend.link(&self.model.step_plan(shape))?;
+            self.decode.insert(shape, exec);
+        }
+        let exec = self.decode.get_mut(&shape).context("the plan was linked")?;
+        self.backend.run(exec, probe)?;
+        Ok(shape)
+    }
+
+    fn write_step(&self, sequences: &[SequenceStep<'_>], rows: LogitRows) -> Result<StepShape> {
+        let io = self.model.io();
+        let decode = sequences.iter().take_while(|s| s.ids.len() == 1).count();
+        let (mut ids, mut positions, mut slots) = (vec![], vec![], vec![]);
+        let (mut table, mut lens, mut start, mut logit_index) = (vec![], vec![], vec![0], vec![]);
+        let mut sampling = vec![];
+        for (i, s) in sequences.iter().enumerate() {
+            ensure!(!s.ids.is_empty() && (i < decode || s.ids.len() > 1), "sequence {i} is out of order in the step");
+            let len = s.cached + s.ids.len();
+            ensure!(
+                len <= s.blocks.len() * KV_BLOCK && s.blocks.len() <= io.max_blocks,
+                "sequence {i} has {len} tokens and {} blocks; the table has {}",
+                s.blocks.len(),
+                io.max_blocks
+            );
+            let first = ids.len();
+            ids.extend_from_slice(s.ids);
+            for position in s.cached..len {
+                positions.push(position as i32);
+                slots.push(s.blocks[position / KV_BLOCK] * KV_BLOCK as i32 + (position % KV_BLOCK) as i32);
+            }
+            table.extend_from_slice(s.blocks);
+            table.resize((i + 1) * io.max_blocks, 0);
+            lens.push(len as i32);
+            start.push(ids.len() as i32);
+            let wanted = match rows {
+                LogitRows::Last => ids.len() - 1..ids.len(),
+                LogitRows::All => first..ids.len(),
+            };
+            sampling.extend(wanted.clone().map(|_| s.sampling));
+            logit_index.extend(wanted.map(|row| row as i32));
+        }
+        self.backend.write(io.ids, &ids)?;
+        self.backend.write(io.positions, &positions)?;
+        self.backend.write(io.slot_mapping, &slots)?;
+        self.backend.write(io.block_table, &table)?;
+        self.backend.write(io.seq_lens, &lens)?;
+        self.backend.write(io.query_start, &start)?;
+        self.backend.write(io.logit_index, &logit_index)?;
+        self.backend.write(io.sampling, bytemuck::cast_slice(&sampling))?;
+        Ok(StepShape {
+            decode,
+            prefill_seqs: sequences.len() - decode,
+            prefill_tokens: ids.len() - decode,
+            logit_rows: logit_index.len(),
+            context: io.max_blocks * KV_BLOCK,
+        })
+    }
+
+    /// Start the token counts of sequence state `state` from the ids of its prompt.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn reset_counts(&self, state: usize, prompt: &[i32]) -> Result<()> {
+        let io = self.model.io();
+        let mut counts = vec![0; io.vocab];
+        for &id in prompt {
+            // Places of pictures are negative and count as no token.
+            if let Some(count) = usize::try_from(id).ok().and_then(|id| counts.get_mut(id)) {
+                *count = IN_PROMPT;
+            }
+        }
+        self.backend.write(io.counts.slice(state * io.vocab..(state + 1) * io.vocab), &counts)
+    }
+
+    /// What the last step sampled, a row each.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn sampled(&self, rows: usize, top_logprobs: usize) -> Result<Vec<Sampled>> {
+        let io = self.model.io();
+        let mut tokens = vec![0i32; rows];
+        let mut logprobs = vec![0.0f32; rows * (1 + MAX_TOP_LOGPROBS)];
+        let mut top = vec![0i32; rows * MAX_TOP_LOGPROBS];
+        self.backend.read(io.token, &mut tokens)?;
+        self.backend.read(io.logprobs, &mut logprobs)?;
+        self.backend.read(io.top, &mut top)?;
+        let row = |i: usize| {
+            let logprobs = &logprobs[i * (1 + MAX_TOP_LOGPROBS)..];
+            let ids = top[i * MAX_TOP_LOGPROBS..].iter().take(top_logprobs);
+            Sampled {
+                token: u32::try_from(tokens[i]).ok(),
+                logprob: logprobs[0],
+                top: ids.zip(&logprobs[1..]).map(|(&id, &l)| (id as u32, l)).collect(),
+            }
+        };
+        Ok((0..rows).map(row).collect())
+    }
+
+    /// Logits of the last step, `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn logits(&self, rows: usize) -> Result<Vec<f32>> {
+        let io = self.model.io();
+        let mut logits = vec![0.0; rows * io.vocab];
+        self.backend.read(io.logits, &mut logits)?;
+        Ok(logits)
+    }
+}

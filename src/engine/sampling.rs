@@ -1,0 +1,131 @@
+//! What a caller may ask of the sampler, and the one place that checks it.
+
+use anyhow::{Result, ensure};
+
+use crate::ops::{MAX_TOP_LOGPROBS, SamplingRow};
+
+/// How an answer is sampled and when it ends. The defaults are those of the OpenAI interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most likely token; otherwise scores are divided by it. In `0 ..= 2`.
+    pub temperature: f64,
+    /// Keep the most likely tokens that reach this probability together. In `(0, 1]`; 1 keeps all.
+    pub top_p: f64,
+    /// Keep this many of the most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Drop tokens below this fraction of the largest probability. In `0 ..= 1`; 0 keeps all.
+    pub min_p: f64,
+    /// For tokens of the prompt and the answer: divide a positive score, multiply a negative one. In `(0, 10]`.
+    pub repetition_penalty: f64,
+    /// Subtract for every token of the answer. In `-2 ..= 2`.
+    pub presence_penalty: f64,
+    /// Subtract for every occurrence in the answer. In `-2 ..= 2`.
+    pub frequency_penalty: f64,
+    /// The same seed gives the same answer; without one, every call draws anew.
+    pub seed: Option<u64>,
+    /// Longest answer in tokens; without one, as long as the context allows.
+    pub max_tokens: Option<usize>,
+    /// The answer ends before the first of these. See [`StopMatcher`](crate::text::StopMatcher::new) for their limits.
+    pub stop: Vec<String>,
+    /// Do not end at the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// Alternatives reported beside every token, at most 20.
+    pub top_logprobs: usize,
+}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            top_logprobs: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Refuse what has no meaning.
+    ///
+    /// # Errors
+    /// Names the parameter, its value and what is allowed.
+    pub fn check(&self) -> Result<()> {
+        let within = |name: &str, value: f64, low: f64, high: f64| {
+            ensure!((low..=high).contains(&value), "{name} is {value}; it must lie in {low} to {high}");
+            Ok(())
+        };
+        within("temperature", self.temperature, 0.0, 2.0)?;
+        within("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("repetition_penalty", self.repetition_penalty, f64::MIN_POSITIVE, 10.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        ensure!(self.max_tokens != Some(0), "max_tokens is 0; an answer has at least one token");
+        ensure!(
+            self.top_logprobs <= MAX_TOP_LOGPROBS,
+            "top_logprobs is {}; at most {MAX_TOP_LOGPROBS} can be reported",
+            self.top_logprobs
+        );
+        Ok(())
+    }
+
+    /// Whether the sampler must know which tokens occurred.
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    /// The record that the sampling op reads; `state` is the row of counts.
+    pub(super) fn row(&self, seed: u64, step: u32, state: usize) -> SamplingRow {
+        SamplingRow {
+            seed: [seed as u32, (seed >> 32) as u32],
+            step,
+            state: if self.has_penalties() { state as i32 } else { -1 },
+            // A temperature this small only overflows the division; the answer is the same.
+            temperature: if self.temperature > 0.0 { self.temperature.max(0.01) as f32 } else { 0.0 },
+            top_p: self.top_p as f32,
+            min_p: self.min_p as f32,
+            top_k: self.top_k,
+            repetition_penalty: self.repetition_penalty as f32,
+            presence_penalty: self.presence_penalty as f32,
+            frequency_penalty: self.frequency_penalty as f32,
+            top_logprobs: self.top_logprobs as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_is_named_with_the_value() {
+        let base = Sampling::default;
+        let refused = [
+            (Sampling { temperature: f64::NAN, ..base() }, "temperature is NaN; it must lie in 0 to 2"),
+            (Sampling { temperature: 1e39, ..base() }, "temperature is 1e39"),
+            (Sampling { temperature: -0.1, ..base() }, "temperature is -0.1"),
+            (Sampling { top_p: 0.0, ..base() }, "top_p is 0"),
+            (Sampling { top_p: 1.1, ..base() }, "top_p is 1.1"),
+            (Sampling { min_p: 2.0, ..base() }, "min_p is 2; it must lie in 0 to 1"),
+            (Sampling { repetition_penalty: 0.0, ..base() }, "repetition_penalty is 0"),
+            (Sampling { presence_penalty: 3.0, ..base() }, "presence_penalty is 3"),
+            (Sampling { frequency_penalty: f64::INFINITY, ..base() }, "frequency_penalty is inf"),
+            (Sampling { max_tokens: Some(0), ..base() }, "max_tokens is 0"),
+            (Sampling { top_logprobs: 21, ..base() }, "top_logprobs is 21; at most 20"),
+        ];
+        for (sampling, expected) in refused {
+            let message = sampling.check().unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message:?} does not begin with {expected:?}");
+        }
+        base().check().unwrap();
+        Sampling { temperature: 0.0, top_p: 1e-9, ..base() }.check().unwrap();
+    }
+}

@@ -1,0 +1,205 @@
+//! The Llama language model over a paged cache.
+
+use super::io::{StepIo, StepShape};
+use super::load::Loader;
+use crate::config::LlamaConfig;
+use crate::mem::{Act, Buf, DType, Layout};
+use crate::ops::{
+    EmbedSplice, Epilogue, Gather, Gemm, KV_BLOCK, PagedDecode, PagedKv, PagedPrefill, RmsNorm, RopeKv, Sample,
+    rope_table,
+};
+use crate::plan::Plan;
+
+const EMBED: &str = "language_model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+struct Block {
+    attn_norm: Buf<Act>,
+    qkv: Buf<Act>,
+    out: Buf<Act>,
+    mlp_norm: Buf<Act>,
+    gate_up: Buf<Act>,
+    down: Buf<Act>,
+}
+
+/// Weights of the language model.
+pub struct Llama {
+    config: LlamaConfig,
+    embed: Buf<Act>,
+    rope: Buf<f32>,
+    blocks: Vec<Block>,
+    norm: Buf<Act>,
+    head: Buf<Act>,
+}
+
+/// Activations of one step.
+struct Rows {
+    x: Buf<Act>,
+    h: Buf<Act>,
+    qkv: Buf<Act>,
+    attn: Buf<Act>,
+    mlp: Buf<Act>,
+    last: Buf<Act>,
+}
+
+impl Llama {
+    /// Ask for the weights; angles are tabulated for `positions` positions.
+    pub fn load(loader: &mut Loader<'_>, config: &LlamaConfig, positions: usize) -> Llama {
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let (stored_embed, stored_head) = (loader.has(EMBED), loader.has(HEAD));
+        // Tied embeddings are stored once, under either name; where both are, each is used for itself.
+        let tied = config.tie_word_embeddings && stored_embed != stored_head;
+        let embed = loader.tensor(if tied && stored_head { HEAD } else { EMBED }, &[vocab, d]);
+        Llama {
+            embed,
+            rope: loader.table(rope_table(config.rope_theta, config.head_dim, positions)),
+            blocks: (0..config.num_hidden_layers).map(|i| block(loader, config, i)).collect(),
+            norm: loader.tensor("language_model.norm.weight", &[d]),
+            head: if tied { embed } else { loader.tensor(HEAD, &[vocab, d]) },
+            config: config.clone(),
+        }
+    }
+
+    /// Bytes of a block of the caches of all layers.
+    pub fn kv_block_bytes(config: &LlamaConfig, dtype: DType) -> usize {
+        2 * config.num_hidden_layers * config.num_key_value_heads * KV_BLOCK * config.head_dim * dtype.size()
+    }
+
+    /// Keys and values of every layer.
+    pub fn cache(&self, kv: &mut Layout, blocks: usize) -> Vec<PagedKv> {
+        let (kv_heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
+        let len = blocks * kv_heads * KV_BLOCK * head_dim;
+        (0..self.blocks.len()).map(|_| PagedKv { k: kv.take(len), v: kv.take(len), kv_heads, head_dim }).collect()
+    }
+
+    /// One step: embed, run the layers, compute the logits of the wanted rows, and sample.
+    pub fn forward(
+        &self,
+        plan: &mut Plan,
+        scratch: &mut Layout,
+        cache: &[PagedKv],
+        image_rows: Buf<Act>,
+        io: &StepIo,
+        shape: StepShape,
+    ) {
+        let c = &self.config;
+        let (n, d) = (shape.tokens(), c.hidden_size);
+        let rows = self.rows(scratch, shape);
+        let ids = io.ids.slice(0..n);
+        plan.push(EmbedSplice { y: rows.x, table: self.embed, image_rows, ids, rows: n, cols: d });
+        let normed = |weight| RmsNorm { y: rows.h, x: rows.x, weight, rows: n, cols: d, eps: c.rms_norm_eps as f32 };
+        let linear = |c, a, b, n_out, k, epilogue| Gemm { c, a, b, m: n, n: n_out, k, bias: None, epilogue };
+        let (q, f) = (c.num_attention_heads * c.head_dim, c.intermediate_size);
+        for (i, (b, kv)) in self.blocks.iter().zip(cache).enumerate() {
+            plan.scope(i, |plan| {
+                plan.scope("attn", |p| {
+                    p.push(normed(b.attn_norm));
+                    p.push(linear(rows.qkv, rows.h, b.qkv, qkv_width(c), d, Epilogue::Store));
+                    self.attend(p, &rows, *kv, io, shape);
+                    p.push(linear(rows.x, rows.attn, b.out, d, q, Epilogue::AddResidual));
+                });
+                plan.scope("mlp", |p| {
+                    p.push(normed(b.mlp_norm));
+                    p.push(linear(rows.mlp, rows.h, b.gate_up, 2 * f, d, Epilogue::SwiGlu));
+                    p.push(linear(rows.x, rows.mlp, b.down, d, f, Epilogue::AddResidual));
+                });
+            });
+        }
+        plan.scope("head", |p| self.sample(p, &rows, io, shape));
+    }
+
+    fn rows(&self, scratch: &mut Layout, shape: StepShape) -> Rows {
+        let (n, c) = (shape.tokens(), &self.config);
+        Rows {
+            x: scratch.take(n * c.hidden_size),
+            h: scratch.take(n * c.hidden_size),
+            qkv: scratch.take(n * qkv_width(c)),
+            attn: scratch.take(n * c.num_attention_heads * c.head_dim),
+            mlp: scratch.take(n * c.intermediate_size),
+            last: scratch.take(shape.logit_rows * c.hidden_size),
+        }
+    }
+
+    fn attend(&self, p: &mut Plan, rows: &Rows, kv: PagedKv, io: &StepIo, shape: StepShape) {
+        let heads = self.config.num_attention_heads;
+        let StepShape { decode, prefill_seqs, prefill_tokens, context, .. } = shape;
+        p.push(RopeKv {
+            qkv: rows.qkv,
+            kv,
+            table: self.rope,
+            positions: io.positions,
+            slot_mapping: io.slot_mapping,
+            tokens: shape.tokens(),
+            heads,
+        });
+        let (o, qkv, max_blocks) = (rows.attn, rows.qkv, io.max_blocks);
+        if decode > 0 {
+            let (block_table, seq_lens) = (io.block_table, io.seq_lens);
+            p.push(PagedDecode { o, qkv, kv, block_table, seq_lens, seqs: decode, heads, max_blocks, context });
+        }
+        if prefill_seqs > 0 {
+            let seqs = decode + prefill_seqs;
+            p.push(PagedPrefill {
+                o,
+                qkv,
+                kv,
+                block_table: io.block_table.slice(decode * max_blocks..seqs * max_blocks),
+                seq_lens: io.seq_lens.slice(decode..seqs),
+                query_start: io.query_start.slice(decode..seqs + 1),
+                seqs: prefill_seqs,
+                heads,
+                tokens: prefill_tokens,
+                max_blocks,
+                context,
+            });
+        }
+    }
+
+    fn sample(&self, p: &mut Plan, rows: &Rows, io: &StepIo, shape: StepShape) {
+        let (n, d, vocab) = (shape.logit_rows, self.config.hidden_size, self.config.vocab_size);
+        let (last, eps) = (rows.last, self.config.rms_norm_eps as f32);
+        let logits = io.logits.slice(0..n * vocab);
+        p.push(Gather { y: last, x: rows.x, index: io.logit_index, rows: n, cols: d, y_cols: d, first_col: 0 });
+        p.push(RmsNorm { y: last, x: last, weight: self.norm, rows: n, cols: d, eps });
+        p.push(Gemm {
+            c: logits.into(),
+            a: last,
+            b: self.head,
+            m: n,
+            n: vocab,
+            k: d,
+            bias: None,
+            epilogue: Epilogue::Store,
+        });
+        p.push(Sample {
+            token: io.token,
+            logprobs: io.logprobs,
+            top: io.top,
+            logits,
+            params: io.sampling,
+            counts: io.counts,
+            rows: n,
+            vocab,
+        });
+    }
+}
+
+/// Elements of a row of q, k and v.
+fn qkv_width(c: &LlamaConfig) -> usize {
+    (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+}
+
+fn block(loader: &mut Loader<'_>, c: &LlamaConfig, i: usize) -> Block {
+    let at = |name: &str| format!("language_model.layers.{i}.{name}.weight");
+    let (d, f) = (c.hidden_size, c.intermediate_size);
+    let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+    let qkv = [(at("self_attn.q_proj"), q), (at("self_attn.k_proj"), kv), (at("self_attn.v_proj"), kv)];
+    Block {
+        attn_norm: loader.tensor(&at("input_layernorm"), &[d]),
+        qkv: loader.stacked(&qkv, d),
+        out: loader.tensor(&at("self_attn.o_proj"), &[d, q]),
+        mlp_norm: loader.tensor(&at("post_attention_layernorm"), &[d]),
+        gate_up: loader.stacked(&[(at("mlp.gate_proj"), f), (at("mlp.up_proj"), f)], d),
+        down: loader.tensor(&at("mlp.down_proj"), &[d, f]),
+    }
+}

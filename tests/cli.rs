@@ -1,0 +1,247 @@
+//! The command line as a user meets it: output, exit codes, messages.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn goldens(name: &str) -> PathBuf {
+    Path::new("tests/goldens").join(name)
+}
+
+fn tiny() -> String {
+    goldens("llava-tiny-mha").display().to_string()
+}
+
+fn wide() -> String {
+    goldens("pictures/wide.png").display().to_string()
+}
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OCELLI_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn ocelli(args: &[&str]) -> Output {
+    command().args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a run that succeeds.
+fn succeed(args: &[&str]) -> String {
+    let output = ocelli(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The message of a run that exits with `code` and prints nothing on stdout.
+fn fail(args: &[&str], code: i32) -> String {
+    let output = ocelli(args);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    assert!(output.stdout.is_empty(), "{args:?} printed on stdout");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+#[test]
+fn run_prints_the_answer_and_one_closing_line() {
+    let output =
+        ocelli(&["run", &tiny(), "--image", &wide(), "-p", "what is this?", "--max-tokens", "8", "--ignore-eos"]);
+    assert!(output.status.success());
+    assert!(text(&output.stdout).ends_with('\n'));
+    let closing = text(&output.stderr);
+    assert_eq!(closing.lines().count(), 1, "{closing}");
+    for part in ["cpu f32", "(16 of pictures)", "8 tokens in", "tokens/s", "logits "] {
+        assert!(closing.contains(part), "{closing}");
+    }
+}
+
+#[test]
+fn run_json_is_one_object_with_every_field() {
+    let (model, image) = (tiny(), wide());
+    let args = ["run", &model, "--image", &image, "-p", "what is this?", "--max-tokens", "6", "--ignore-eos", "--json"];
+    let out: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    assert_eq!(out["model"], "llava-tiny-mha");
+    assert_eq!((&out["backend"], &out["dtype"]), (&"cpu".into(), &"f32".into()));
+    assert_eq!(out["prompt"], "USER: <image>\nwhat is this? ASSISTANT:");
+    assert_eq!(out["prompt_tokens"].as_u64().unwrap() as usize, out["prompt_token_ids"].as_array().unwrap().len());
+    assert_eq!(out["image_tokens"], serde_json::json!([16]));
+    assert_eq!(out["token_ids"].as_array().unwrap().len(), 6);
+    assert_eq!(out["logprobs"].as_array().unwrap().len(), 6);
+    assert_eq!(out["finish_reason"], "length");
+    assert_eq!(out["logits_hash"].as_str().unwrap().len(), 16);
+    for time in ["load_ms", "encode_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
+        assert!(out["timings"][time].as_f64().unwrap() > 0.0, "{time}");
+    }
+    let again: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    assert_eq!((&out["text"], &out["logits_hash"]), (&again["text"], &again["logits_hash"]));
+}
+
+#[test]
+fn a_raw_prompt_skips_the_template() {
+    let (model, image) = (tiny(), wide());
+    let prompt = "<image>\nwhat?";
+    let out = succeed(&["run", &model, "--image", &image, "-p", prompt, "--raw-prompt", "--max-tokens", "2", "--json"]);
+    let out: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(out["prompt"], prompt);
+    let message = fail(&["run", &model, "-p", prompt, "--raw-prompt"], 1);
+    assert!(message.contains("1 picture placeholders for 0 pictures"), "{message}");
+}
+
+#[test]
+fn a_flag_has_an_environment_twin_and_wins_over_it() {
+    let run = |flags: &[&str]| {
+        let output = command()
+            .args(["run", "-p", "a", "--ignore-eos", "--json"])
+            .args(flags)
+            .env("OCELLI_MODEL", tiny())
+            .env("OCELLI_MAX_TOKENS", "3")
+            .env("OCELLI_DTYPE", "bf16")
+            .output()
+            .unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let out = run(&[]);
+    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
+    let out = run(&["--max-tokens", "2", "--dtype", "f16"]);
+    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
+}
+
+#[test]
+fn wrong_usage_is_2_and_a_failure_is_1() {
+    let model = tiny();
+    for usage in [
+        &["run", "--no-such-flag"][..],
+        &["run", "-p", "a", "--dtype", "int4"],
+        &["run", "-p", "a", "--device", "tpu"],
+        &["run", "-p", "a", "--max-tokens", "0"],
+        &["run", "-p", "a", "--top-k", "-2"],
+        &["run", "--json"],
+        &["run", "-p", "a", "--limit-mm-per-prompt", "video=1"],
+        &["nonsense"],
+        &[],
+    ] {
+        fail(usage, 2);
+    }
+    for (args, part) in [
+        (&["run", "/no/such/model", "-p", "a"][..], "/no/such/model"),
+        (&["run", &model, "-p", "a", "--image", "/no/such.png"], "/no/such.png"),
+        (&["run", &model, "-p", "a", "--image", &model], "is a directory"),
+        (&["run", &model, "-p", "a", "--image", "Cargo.toml"], "picture 1"),
+        (&["run", &model, "-p", "a", "--temperature", "9"], "temperature is 9"),
+        (&["run", &model, "-p", "a", "--device", "cuda"], "--device cpu"),
+        (&["run", &model, "-p", "a", "--max-model-len", "99999999"], "max_model_len is 99999999"),
+        (&["run", &model, "-p", "a", "--chat-template", "{% for"], "chat template"),
+        (&["inspect", "tests"], "config.json"),
+        (&["plan", "tests", "decode"], "config.json"),
+    ] {
+        let message = fail(args, 1);
+        assert!(message.starts_with("error: ") && message.contains(part), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = command()
+        .args(["run", &tiny(), "-p", "a", "--max-tokens", "200", "--ignore-eos"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_chat_remembers_and_survives_mistakes() {
+    let mut child = command()
+        .args(["run", &tiny(), "--max-tokens", "5", "--ignore-eos"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines =
+        format!("hello\n/image /no/such.png\n/nonsense\n/image {}\nwhat is this?\nand now?\n/clear\nhello\n", wide());
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (said, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let closing: Vec<_> = told.lines().filter(|l| l.starts_with('[')).collect();
+    assert_eq!(closing.len(), 4, "{told}");
+    let pictures: Vec<_> = closing.iter().map(|l| l.contains("(16 of pictures)")).collect();
+    assert_eq!(pictures, [false, true, true, false], "{told}");
+    assert!(told.contains("/no/such.png") && told.contains("/nonsense is no command"), "{told}");
+    let hash = |line: &str| line.rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(hash(closing[0]), hash(closing[3]), "a cleared chat is a new one: {said}");
+}
+
+#[test]
+fn plan_lists_every_launch_with_its_cost() {
+    let model = tiny();
+    for (kind, first, last) in [
+        ("encode", "vision/patch_embed", "projector/gemm"),
+        ("prefill", "llm/embed_splice", "llm/head/sample"),
+        ("decode", "llm/embed_splice", "llm/head/sample"),
+    ] {
+        let plan: Value = serde_json::from_str(&succeed(&["plan", &model, kind, "--json"])).unwrap();
+        let steps = plan["steps"].as_array().unwrap();
+        assert_eq!(plan["launches"].as_u64().unwrap() as usize, steps.len());
+        assert_eq!((&steps[0]["label"], &steps[steps.len() - 1]["label"]), (&first.into(), &last.into()));
+        let bytes: u64 = steps.iter().map(|s| s["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(plan["bytes"].as_u64().unwrap(), bytes);
+        assert_eq!(succeed(&["plan", &model, kind]).lines().count(), steps.len() + 2);
+        assert!(succeed(&["plan", &model, kind, "--cost"]).lines().last().unwrap().starts_with("total"));
+        assert!(succeed(&["plan", &model, kind, "--dot"]).starts_with("digraph plan {"));
+    }
+    let decode = |batch: &str| -> u64 {
+        let plan: Value =
+            serde_json::from_str(&succeed(&["plan", &model, "decode", "--batch", batch, "--json"])).unwrap();
+        plan["flops"].as_u64().unwrap()
+    };
+    assert_eq!(decode("8"), 8 * decode("1"));
+}
+
+#[test]
+fn inspect_shows_settings_memory_and_the_pool_that_fits() {
+    let model = tiny();
+    let args = ["inspect", &model, "--json", "--memory", "1", "--gpu-memory-utilization", "0.5", "--tensors"];
+    let out: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    assert_eq!(out["architecture"], "LlavaForConditionalGeneration");
+    assert_eq!(out["text"]["vocab_size"], 331);
+    let memory = |name: &str| out["memory"][name].as_u64().unwrap();
+    let rest = (1 << 29) - memory("weights_bytes") - memory("scratch_bytes") - memory("io_bytes");
+    assert_eq!(memory("kv_blocks"), rest / memory("kv_block_bytes"));
+    // Two layers of keys and values, two heads of 64, 16 tokens, f32.
+    assert_eq!(memory("kv_block_bytes"), 2 * 2 * 2 * 64 * 16 * 4);
+    let names: Vec<_> = out["tensors"].as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"language_model.lm_head.weight"));
+    let shown = succeed(&["inspect", &model]);
+    for part in ["LlavaForConditionalGeneration", "16 tokens a picture", "weights", "pool of"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+}
+
+#[test]
+fn doctor_completions_and_man_print_something_useful() {
+    let doctor: Value = serde_json::from_str(&succeed(&["doctor", "--json"])).unwrap();
+    for name in ["build", "models", "cpu", "demo"] {
+        assert!(doctor[name].is_object(), "{name}");
+    }
+    assert!(succeed(&["doctor"]).contains("LlavaForConditionalGeneration"));
+    assert!(succeed(&["completions", "bash"]).contains("complete -F _ocelli"));
+    let man = succeed(&["man"]);
+    assert!(man.contains(".TH ocelli") && man.contains("ocelli-run"), "{man}");
+    assert!(succeed(&["--version"]).starts_with("ocelli "));
+}

@@ -1,0 +1,234 @@
+//! What a caller of the engine relies on, on tiny random checkpoints.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use ocelli::Error;
+use ocelli::engine::{Device, Engine, FinishReason, Options, Output, Prompt, Request, Sampling};
+use ocelli::mem::DType;
+use ocelli::text::{Message, Role};
+use safetensors::SafeTensors;
+
+fn goldens() -> PathBuf {
+    PathBuf::from("tests/goldens")
+}
+
+fn engine() -> Engine {
+    Engine::open(&goldens().join("llava-tiny-mha"), &Options::default(), |_, _| ()).unwrap()
+}
+
+fn picture(name: &str) -> Vec<u8> {
+    fs::read(goldens().join(format!("pictures/{name}.png"))).unwrap()
+}
+
+fn greedy(tokens: usize) -> Sampling {
+    Sampling { temperature: 0.0, max_tokens: Some(tokens), ignore_eos: true, ..Sampling::default() }
+}
+
+fn raw(text: &str, pictures: &[&str], sampling: Sampling) -> Request {
+    Request { prompt: Prompt::Raw(text.into()), pictures: pictures.iter().map(|p| picture(p)).collect(), sampling }
+}
+
+fn answer(engine: &mut Engine, request: &Request) -> Output {
+    engine.generate(request, |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn refusal(engine: &mut Engine, request: &Request) -> String {
+    match engine.generate(request, |_| ControlFlow::Continue(())) {
+        Err(error @ Error::Request(_)) => error.to_string(),
+        other => panic!("not refused as a request: {other:?}"),
+    }
+}
+
+const QUESTION: &str = "USER: <image>\nwhat is this? ASSISTANT:";
+
+#[test]
+fn an_answer_is_complete_and_streams_what_it_says() {
+    let mut engine = engine();
+    let request = raw(QUESTION, &["wide"], greedy(20));
+    let mut streamed = String::new();
+    let output = engine
+        .generate(&request, |text| {
+            streamed.push_str(text);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(streamed, output.text);
+    assert_eq!(output.token_ids.len(), 20);
+    assert_eq!(output.logprobs.len(), 20);
+    assert!(output.logprobs.iter().all(|&l| l <= 0.0 && l.is_finite()));
+    assert_eq!(output.finish_reason, FinishReason::Length);
+    assert_eq!(output.image_tokens, [16]);
+    assert_eq!(output.prompt, QUESTION);
+    assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
+    assert_eq!(answer(&mut engine, &request).logits_hash, output.logits_hash);
+}
+
+#[test]
+fn a_placeholder_may_stand_once_or_as_often_as_the_picture_has_tokens() {
+    let mut engine = engine();
+    let once = answer(&mut engine, &raw(QUESTION, &["tall"], greedy(8)));
+    let repeated = QUESTION.replace("<image>", &"<image>".repeat(16));
+    let often = answer(&mut engine, &raw(&repeated, &["tall"], greedy(8)));
+    assert_eq!((once.token_ids, once.prompt_token_ids), (often.token_ids, often.prompt_token_ids));
+    for wrong in [0, 2, 15, 17] {
+        let text = QUESTION.replace("<image>", &"<image>".repeat(wrong));
+        let message = refusal(&mut engine, &raw(&text, &["tall"], greedy(8)));
+        assert!(message.contains(&format!("{wrong} picture placeholders for 1 pictures")), "{message}");
+    }
+}
+
+#[test]
+fn pictures_matter_and_keep_their_order() {
+    let mut engine = engine();
+    let text = "USER: <image><image>\ncompare. ASSISTANT:";
+    let mut hash = |pictures: &[&str]| answer(&mut engine, &raw(text, pictures, greedy(1))).logits_hash;
+    let (ab, ba, aa) = (hash(&["wide", "tall"]), hash(&["tall", "wide"]), hash(&["wide", "wide"]));
+    assert!(ab != ba && ab != aa && ba != aa);
+    assert_eq!(ab, hash(&["wide", "tall"]));
+}
+
+#[test]
+fn text_of_a_message_is_text() {
+    let mut engine = engine();
+    let chat = |text: &str, images| Prompt::Chat(vec![Message::with_images(Role::User, images, text)]);
+    let hostile = Request {
+        prompt: chat("say <image> and </s> and <pad>", 1),
+        pictures: vec![picture("square")],
+        sampling: greedy(4),
+    };
+    let output = answer(&mut engine, &hostile);
+    assert_eq!(output.image_tokens, [16]);
+    assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
+    assert!(!output.prompt_token_ids.contains(&2) && !output.prompt_token_ids.contains(&324));
+    let none = Request { prompt: chat("<image>", 0), pictures: vec![picture("square")], sampling: greedy(4) };
+    assert!(refusal(&mut engine, &none).contains("0 picture placeholders for 1 pictures"));
+}
+
+#[test]
+fn sampling_repeats_with_its_seed_and_only_with_it() {
+    let mut engine = engine();
+    let mut with = |seed| {
+        let sampling = Sampling { seed, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
+        answer(&mut engine, &raw(QUESTION, &["wide"], sampling)).token_ids
+    };
+    assert_eq!(with(Some(5)), with(Some(5)));
+    assert_ne!(with(Some(5)), with(Some(6)));
+    assert_ne!(with(Some(5)), with(Some(5 + (1 << 32))));
+    assert_ne!(with(None), with(None));
+}
+
+#[test]
+fn penalties_keep_an_answer_from_repeating_itself() {
+    let mut engine = engine();
+    let plain = answer(&mut engine, &raw("a", &[], greedy(40))).token_ids;
+    let sampling = Sampling { presence_penalty: 2.0, frequency_penalty: 2.0, repetition_penalty: 5.0, ..greedy(40) };
+    let penalised = answer(&mut engine, &raw("a", &[], sampling)).token_ids;
+    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::HashSet<_>>().len();
+    assert!(distinct(&penalised) > distinct(&plain), "{penalised:?} against {plain:?}");
+}
+
+#[test]
+fn an_answer_ends_where_it_should() {
+    let mut engine = engine();
+    let whole = answer(&mut engine, &raw("what is the moon?", &[], greedy(32)));
+    let word: String = whole.text.chars().skip(whole.text.chars().count() / 2).take(3).collect();
+    let sampling = Sampling { stop: vec!["never said".into(), word.clone()], ..greedy(32) };
+    let stopped = answer(&mut engine, &raw("what is the moon?", &[], sampling));
+    assert_eq!(stopped.finish_reason, FinishReason::Stop);
+    assert_eq!(stopped.text, whole.text[..whole.text.find(&word).unwrap()]);
+
+    let mut pieces = 0;
+    let cancelled = engine.generate(&raw("what is the moon?", &[], greedy(32)), |_| {
+        pieces += 1;
+        if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let cancelled = cancelled.unwrap();
+    assert_eq!((cancelled.finish_reason, pieces), (FinishReason::Cancelled, 3));
+    assert!(whole.text.starts_with(&cancelled.text));
+}
+
+#[test]
+fn the_context_is_filled_to_its_end_and_no_further() {
+    let options = Options { max_model_len: Some(40), ..Options::default() };
+    let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+    let output = answer(&mut engine, &raw(QUESTION, &["wide"], Sampling { max_tokens: None, ..greedy(1) }));
+    assert_eq!(output.prompt_token_ids.len() + output.token_ids.len(), 40);
+    assert_eq!(output.finish_reason, FinishReason::Length);
+
+    let long = format!("{QUESTION}{}", " word".repeat(40));
+    let message = refusal(&mut engine, &raw(&long, &["wide"], greedy(1)));
+    assert!(message.contains("tokens (16 of pictures)") && message.contains("40 fit"), "{message}");
+    answer(&mut engine, &raw(QUESTION, &["wide"], greedy(4)));
+}
+
+#[test]
+fn a_bad_request_is_refused_and_the_next_good_one_answered() {
+    let mut engine = engine();
+    let good = raw(QUESTION, &["wide"], greedy(6));
+    let expected = answer(&mut engine, &good).logits_hash;
+    let five = raw(&format!("{} compare", "<image>".repeat(5)), &["wide"; 5], greedy(1));
+    let cut = Request { pictures: vec![picture("large")[..5000].to_vec()], ..good.clone() };
+    let noise = Request { pictures: vec![vec![7; 1000]], ..good.clone() };
+    let bad = [
+        (five, "5 pictures; at most 4"),
+        (Request { pictures: vec![], ..good.clone() }, "1 picture placeholders for 0 pictures"),
+        (cut, "picture 1"),
+        (noise, "picture 1"),
+        (Request { sampling: Sampling { top_p: 7.0, ..greedy(1) }, ..good.clone() }, "top_p is 7"),
+        (Request { sampling: Sampling { stop: vec![String::new()], ..greedy(1) }, ..good.clone() }, "stop[0] is empty"),
+    ];
+    for (request, expected_message) in bad {
+        let message = refusal(&mut engine, &request);
+        assert!(message.contains(expected_message), "{message:?} does not say {expected_message:?}");
+        assert_eq!(answer(&mut engine, &good).logits_hash, expected);
+    }
+}
+
+#[test]
+fn impossible_options_are_errors_before_anything_is_loaded() {
+    let open = |options: Options| Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).err().unwrap();
+    let error = open(Options { max_model_len: Some(1 << 20), ..Options::default() });
+    assert!(matches!(error, Error::Request(_)) && error.to_string().contains("max_model_len is 1048576"), "{error}");
+    let error = open(Options { device: Device::Cuda(0), ..Options::default() });
+    assert!(matches!(error, Error::Device(_)) && error.to_string().contains("--device cpu"), "{error}");
+    let missing = Engine::open(Path::new("/no/such/model"), &Options::default(), |_, _| ()).err().unwrap();
+    assert!(matches!(missing, Error::Model(_)) && missing.to_string().contains("/no/such/model"), "{missing}");
+}
+
+/// A checkpoint whose final norm is NaN, so that every logit is.
+#[test]
+fn a_nan_is_an_error_that_names_the_token() {
+    let source = goldens().join("llava-tiny-mha");
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let norm = SafeTensors::deserialize(&bytes).unwrap().tensor("language_model.model.norm.weight").unwrap();
+    let at = norm.data().as_ptr() as usize - bytes.as_ptr() as usize;
+    let len = norm.data().len();
+    for value in bytes[at..at + len].chunks_exact_mut(4) {
+        value.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    fs::write(&file, bytes).unwrap();
+    let mut engine = Engine::open(dir.path(), &Options::default(), |_, _| ()).unwrap();
+    for _ in 0..2 {
+        let error = engine.generate(&raw("a", &[], greedy(2)), |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(error, Error::Model(_)) && error.to_string().contains("token 0 of the answer"), "{error}");
+    }
+}
+
+#[test]
+fn every_type_answers() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let options = Options { dtype: Some(dtype), ..Options::default() };
+        let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+        assert_eq!(engine.dtype(), dtype);
+        let output = answer(&mut engine, &raw(QUESTION, &["wide"], greedy(4)));
+        assert_eq!(output.token_ids.len(), 4);
+    }
+}
