@@ -33,8 +33,5 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.inner().source()
-    }
-}
+/// The message holds the whole chain already, so there is no source to print once more.
+impl std::error::Error for Error {}

@@ -6,16 +6,17 @@
 //!
 //! | layer | job |
 //! |---|---|
-//! | [`engine`] | a request in, a stream of events out |
+//! | [`engine`] | a request in, a stream of text out |
 //! | [`models`] | plans of a model family, and its answers to "how many tokens is this picture?" |
 //! | [`image`], [`text`] | pixels and tokens; no device |
 //! | [`backend`] | runs a plan: on the CPU the references, on a GPU the kernels |
 //! | [`ops`] | the closed list of ops; each states its cost, what it writes and a plain f32 reference |
 //! | [`plan`] | the flat list of launches, and the bisection that finds a wrong one |
+//! | [`kernel`], [`host`] | what an op must answer, and the host memory that its reference runs on |
 //! | [`mem`] | offsets into four regions; owns nothing |
 //! | [`weights`], [`config`] | a checkpoint's tensors and settings, checked strictly |
 //!
-//! Start at [`engine`].
+//! Start at [`Engine`].
 
 pub mod backend;
 pub mod cli;
@@ -32,4 +33,5 @@ pub mod plan;
 pub mod text;
 pub mod weights;
 
+pub use engine::{Engine, Options, Output, Prompt, Request, Sampling};
 pub use error::{Error, Result};

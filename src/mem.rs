@@ -224,19 +224,18 @@ impl From<Buf<f32>> for Buf<Act> {
 /// The spans that an op writes.
 pub type Spans = Vec<Span>;
 
-/// Hands out the buffers of one region, front to back, and remembers the highest offset ever reached.
+/// Hands out the buffers of one region, front to back.
 #[derive(Clone, Debug)]
 pub struct Layout {
     region: Region,
     plan_dtype: DType,
     next: u64,
-    high: u64,
 }
 
 impl Layout {
     /// An empty layout of `region`; [`Act`] elements will be stored as `plan_dtype`.
     pub fn new(region: Region, plan_dtype: DType) -> Layout {
-        Layout { region, plan_dtype, next: 0, high: 0 }
+        Layout { region, plan_dtype, next: 0 }
     }
 
     /// The next `len` elements, aligned to [`ALIGN`].
@@ -244,23 +243,13 @@ impl Layout {
         let dtype = T::dtype(self.plan_dtype);
         let byte = self.next.next_multiple_of(ALIGN);
         self.next = byte + (len * dtype.size()) as u64;
-        self.high = self.high.max(self.next);
         Buf { region: self.region, dtype, byte, len: len as u64, element: PhantomData }
     }
 
-    /// Where the next buffer would start. Hand it to [`Layout::rewind`] to let two plans share the bytes after it.
-    pub fn mark(&self) -> u64 {
-        self.next
-    }
-
-    /// Forget every buffer taken since `mark`; the high-water mark stays.
-    pub fn rewind(&mut self, mark: u64) {
-        self.next = mark;
-    }
-
-    /// Bytes that the region needs: the high-water mark, rounded up to [`ALIGN`].
+    /// Bytes that the region needs, rounded up to [`ALIGN`]. Plans that share bytes each continue a clone; the region
+    /// then needs the most that any of them asks for.
     pub fn bytes(&self) -> usize {
-        self.high.next_multiple_of(ALIGN) as usize
+        self.next.next_multiple_of(ALIGN) as usize
     }
 
     /// The float type that [`Act`] stands for here.
@@ -359,15 +348,12 @@ mod tests {
     }
 
     #[test]
-    fn rewinding_shares_bytes_and_keeps_the_high_water_mark() {
+    fn clones_share_the_bytes_that_follow() {
         let mut l = Layout::new(Region::Scratch, DType::F32);
         l.take::<f32>(1);
-        let mark = l.mark();
-        let big = l.take::<f32>(1000);
-        l.rewind(mark);
-        let small = l.take::<f32>(10);
-        assert_eq!(big.span().byte, small.span().byte);
-        assert_eq!(l.bytes(), 256 + 4096);
+        let (mut a, mut b) = (l.clone(), l);
+        assert_eq!(a.take::<f32>(1000).span().byte, b.take::<f32>(10).span().byte);
+        assert_eq!((a.bytes(), b.bytes()), (256 + 4096, 512));
     }
 
     #[test]

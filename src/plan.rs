@@ -113,7 +113,8 @@ impl Plan {
 
 /// Watches a plan run.
 pub trait Probe {
-    /// Step `index` of the plan has run and took `time`.
+    /// Step `index` of the plan has run and took `time`. The cost of attention in a decode step is stated for the
+    /// greatest length that the plan was built for, not for the lengths of this run.
     fn step(&mut self, index: usize, step: &Step, time: Duration);
 }
 

@@ -86,6 +86,25 @@ fn run_json_is_one_object_with_every_field() {
 }
 
 #[test]
+fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
+    let model = tiny();
+    let run = |more: &[&str]| -> Value {
+        let args = [&["run", &model, "-p", "a", "--ignore-eos", "--max-tokens", "12", "--json"], more].concat();
+        serde_json::from_str(&succeed(&args)).unwrap()
+    };
+    let seeded = ["--temperature", "1", "--seed", "7"];
+    assert_eq!(run(&seeded)["token_ids"], run(&seeded)["token_ids"]);
+    assert_ne!(run(&seeded)["token_ids"], run(&["--temperature", "1", "--seed", "8"])["token_ids"]);
+    let whole = run(&[])["text"].as_str().unwrap().to_owned();
+    let middle: String = whole.chars().skip(4).take(2).collect();
+    let cut = run(&["--stop", &middle]);
+    assert_eq!(cut["text"], whole[..whole.find(&middle).unwrap()]);
+    assert_eq!(cut["finish_reason"], "stop");
+    let switch = command().args(["run", &model, "-p", "a"]).env("OCELLI_IGNORE_EOS", "1").output().unwrap();
+    assert!(switch.status.success());
+}
+
+#[test]
 fn a_raw_prompt_skips_the_template() {
     let (model, image) = (tiny(), wide());
     let prompt = "<image>\nwhat?";
@@ -111,6 +130,9 @@ fn a_flag_has_an_environment_twin_and_wins_over_it() {
     };
     let out = run(&[]);
     assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
+    let plan = command().args(["plan", "encode", "--json"]).env("OCELLI_MODEL", tiny()).output().unwrap();
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["dtype"], "f32", "a lone kind does not hide the model of the environment");
     let out = run(&["--max-tokens", "2", "--dtype", "f16"]);
     assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
 }
@@ -140,11 +162,17 @@ fn wrong_usage_is_2_and_a_failure_is_1() {
         (&["run", &model, "-p", "a", "--device", "cuda"], "--device cpu"),
         (&["run", &model, "-p", "a", "--max-model-len", "99999999"], "max_model_len is 99999999"),
         (&["run", &model, "-p", "a", "--chat-template", "{% for"], "chat template"),
+        (&["run", &model, "-p", "a", "--image", "/dev/zero"], "has more than the 67108864 bytes"),
+        (&["run", &model, "-p", "a", "--stop", ""], "stop[0] is empty"),
+        (&["run", &model, "-p", "a", "--repetition-penalty", "1e-39"], "repetition_penalty is 1e-39"),
+        (&["plan", &model, "prefill", "--tokens", "4000000000"], "--tokens is 4000000000"),
+        (&["plan", &model, "decode", "--context", "4000000000"], "--context is 4000000000"),
         (&["inspect", "tests"], "config.json"),
         (&["plan", "tests", "decode"], "config.json"),
     ] {
         let message = fail(args, 1);
         assert!(message.starts_with("error: ") && message.contains(part), "{args:?}: {message}");
+        assert_eq!(message.matches(part).count(), 1, "said twice: {message}");
     }
 }
 

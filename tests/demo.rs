@@ -32,7 +32,7 @@ fn same_text_as_transformers(dtype: Option<DType>) {
         let (file, question) = (item["file"].as_str().unwrap(), item["question"].as_str().unwrap());
         let request = Request {
             prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
-            pictures: vec![fs::read(demo("images").join(file)).unwrap()],
+            images: vec![fs::read(demo("images").join(file)).unwrap()],
             sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
         };
         let output = engine.generate(&request, |_| ControlFlow::Continue(())).unwrap();

@@ -1,5 +1,6 @@
 //! What a caller of the engine relies on, on tiny random checkpoints.
 
+use std::collections::HashSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ fn greedy(tokens: usize) -> Sampling {
 }
 
 fn raw(text: &str, pictures: &[&str], sampling: Sampling) -> Request {
-    Request { prompt: Prompt::Raw(text.into()), pictures: pictures.iter().map(|p| picture(p)).collect(), sampling }
+    Request { prompt: Prompt::Raw(text.into()), images: pictures.iter().map(|p| picture(p)).collect(), sampling }
 }
 
 fn answer(engine: &mut Engine, request: &Request) -> Output {
@@ -95,14 +96,14 @@ fn text_of_a_message_is_text() {
     let chat = |text: &str, images| Prompt::Chat(vec![Message::with_images(Role::User, images, text)]);
     let hostile = Request {
         prompt: chat("say <image> and </s> and <pad>", 1),
-        pictures: vec![picture("square")],
+        images: vec![picture("square")],
         sampling: greedy(4),
     };
     let output = answer(&mut engine, &hostile);
     assert_eq!(output.image_tokens, [16]);
     assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
     assert!(!output.prompt_token_ids.contains(&2) && !output.prompt_token_ids.contains(&324));
-    let none = Request { prompt: chat("<image>", 0), pictures: vec![picture("square")], sampling: greedy(4) };
+    let none = Request { prompt: chat("<image>", 0), images: vec![picture("square")], sampling: greedy(4) };
     assert!(refusal(&mut engine, &none).contains("0 picture placeholders for 1 pictures"));
 }
 
@@ -119,14 +120,63 @@ fn sampling_repeats_with_its_seed_and_only_with_it() {
     assert_ne!(with(None), with(None));
 }
 
+/// Greedy, so each penalty must show in which tokens can follow. A strong one leaves no token twice.
 #[test]
-fn penalties_keep_an_answer_from_repeating_itself() {
+fn each_penalty_keeps_an_answer_from_repeating_itself() {
     let mut engine = engine();
-    let plain = answer(&mut engine, &raw("a", &[], greedy(40))).token_ids;
-    let sampling = Sampling { presence_penalty: 2.0, frequency_penalty: 2.0, repetition_penalty: 5.0, ..greedy(40) };
-    let penalised = answer(&mut engine, &raw("a", &[], sampling)).token_ids;
-    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::HashSet<_>>().len();
-    assert!(distinct(&penalised) > distinct(&plain), "{penalised:?} against {plain:?}");
+    let plain = answer(&mut engine, &raw("a", &[], greedy(30)));
+    let repeats = |ids: &[u32]| ids.len() - ids.iter().collect::<HashSet<_>>().len();
+    assert!(repeats(&plain.token_ids) > 5, "{:?}", plain.token_ids);
+    for sampling in [
+        Sampling { presence_penalty: 2.0, ..greedy(30) },
+        Sampling { frequency_penalty: 2.0, ..greedy(30) },
+        Sampling { repetition_penalty: 10.0, ..greedy(30) },
+    ] {
+        let penalised = answer(&mut engine, &raw("a", &[], sampling.clone()));
+        assert!(repeats(&penalised.token_ids) < repeats(&plain.token_ids), "{sampling:?}");
+        // What an earlier request counted is gone.
+        assert_eq!(answer(&mut engine, &raw("a", &[], sampling)).token_ids, penalised.token_ids);
+    }
+}
+
+/// The repetition penalty is the one that looks at the prompt: a token that would come first, and stands in the prompt,
+/// comes later or not at all.
+#[test]
+fn the_repetition_penalty_knows_the_prompt() {
+    let mut engine = engine();
+    for prompt in ["a", "what is the moon?", "the picture is", "USER: hello ASSISTANT:"] {
+        let plain = answer(&mut engine, &raw(prompt, &[], greedy(1)));
+        let strong = Sampling { repetition_penalty: 10.0, ..greedy(1) };
+        let penalised = answer(&mut engine, &raw(prompt, &[], strong));
+        assert_eq!(penalised.logprobs.len(), 1);
+        if plain.prompt_token_ids.contains(&plain.token_ids[0]) {
+            assert_ne!(penalised.token_ids, plain.token_ids, "{prompt}");
+        }
+        assert!(!penalised.prompt_token_ids.contains(&penalised.token_ids[0]), "{prompt}");
+    }
+}
+
+#[test]
+fn alternatives_are_reported_in_their_order() {
+    let mut engine = engine();
+    let sampling = Sampling { top_logprobs: 3, ..greedy(5) };
+    let output = answer(&mut engine, &raw("a", &[], sampling));
+    assert_eq!(output.top_logprobs.len(), 5);
+    for ((top, &token), &logprob) in output.top_logprobs.iter().zip(&output.token_ids).zip(&output.logprobs) {
+        assert_eq!(top.len(), 3);
+        assert_eq!(top[0], (token, logprob), "greedy takes the first");
+        assert!(top[0].1 >= top[1].1 && top[1].1 >= top[2].1);
+    }
+    assert!(answer(&mut engine, &raw("a", &[], greedy(2))).top_logprobs.iter().all(Vec::is_empty));
+}
+
+/// Text alone needs no room for pictures, and says so when one comes.
+#[test]
+fn an_engine_without_images_answers_text() {
+    let options = Options { max_images: 0, ..Options::default() };
+    let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+    assert_eq!(answer(&mut engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+    assert!(refusal(&mut engine, &raw(QUESTION, &["wide"], greedy(3))).contains("1 pictures; at most 0"));
 }
 
 #[test]
@@ -169,11 +219,11 @@ fn a_bad_request_is_refused_and_the_next_good_one_answered() {
     let good = raw(QUESTION, &["wide"], greedy(6));
     let expected = answer(&mut engine, &good).logits_hash;
     let five = raw(&format!("{} compare", "<image>".repeat(5)), &["wide"; 5], greedy(1));
-    let cut = Request { pictures: vec![picture("large")[..5000].to_vec()], ..good.clone() };
-    let noise = Request { pictures: vec![vec![7; 1000]], ..good.clone() };
+    let cut = Request { images: vec![picture("large")[..5000].to_vec()], ..good.clone() };
+    let noise = Request { images: vec![vec![7; 1000]], ..good.clone() };
     let bad = [
         (five, "5 pictures; at most 4"),
-        (Request { pictures: vec![], ..good.clone() }, "1 picture placeholders for 0 pictures"),
+        (Request { images: vec![], ..good.clone() }, "1 picture placeholders for 0 pictures"),
         (cut, "picture 1"),
         (noise, "picture 1"),
         (Request { sampling: Sampling { top_p: 7.0, ..greedy(1) }, ..good.clone() }, "top_p is 7"),
@@ -191,21 +241,50 @@ fn impossible_options_are_errors_before_anything_is_loaded() {
     let open = |options: Options| Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).err().unwrap();
     let error = open(Options { max_model_len: Some(1 << 20), ..Options::default() });
     assert!(matches!(error, Error::Request(_)) && error.to_string().contains("max_model_len is 1048576"), "{error}");
+    let error = open(Options { max_model_len: Some(0), ..Options::default() });
+    assert!(matches!(error, Error::Request(_)) && error.to_string().contains("max_model_len is 0"), "{error}");
+    let error = open(Options { dtype: Some(DType::I32), ..Options::default() });
+    assert!(matches!(error, Error::Request(_)) && error.to_string().contains("dtype is i32"), "{error}");
+    let error = open(Options { chat_template: Some("{% for".into()), ..Options::default() });
+    assert!(matches!(error, Error::Request(_)) && error.to_string().contains("chat template"), "{error}");
     let error = open(Options { device: Device::Cuda(0), ..Options::default() });
     assert!(matches!(error, Error::Device(_)) && error.to_string().contains("--device cpu"), "{error}");
     let missing = Engine::open(Path::new("/no/such/model"), &Options::default(), |_, _| ()).err().unwrap();
     assert!(matches!(missing, Error::Model(_)) && missing.to_string().contains("/no/such/model"), "{missing}");
 }
 
-/// A checkpoint whose final norm is NaN, so that every logit is.
+/// A context as long as config.json may claim: the memory is planned before anything is allocated.
 #[test]
-fn a_nan_is_an_error_that_names_the_token() {
-    let source = goldens().join("llava-tiny-mha");
+fn a_model_that_does_not_fit_is_an_error_with_the_sizes() {
+    let dir = copy("llava-tiny-mha");
+    let file = dir.path().join("config.json");
+    let config = fs::read_to_string(&file).unwrap();
+    let positions = "\"max_position_embeddings\": ";
+    let start = config.find(positions).unwrap() + positions.len();
+    let end = start + config[start..].find(|c: char| !c.is_ascii_digit()).unwrap();
+    fs::write(&file, format!("{}{}{}", &config[..start], 1 << 24, &config[end..])).unwrap();
+    let error = Engine::open(dir.path(), &Options::default(), |_, _| ()).err().unwrap();
+    let message = error.to_string();
+    assert!(matches!(error, Error::Capacity(_)), "{message}");
+    assert!(message.contains("now 16777216 tokens (--max-model-len)") && message.contains("of cache"), "{message}");
+    let options = Options { max_model_len: Some(64), ..Options::default() };
+    let mut engine = Engine::open(dir.path(), &options, |_, _| ()).unwrap();
+    assert_eq!(answer(&mut engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+}
+
+fn copy(folder: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(&source).unwrap() {
+    for entry in fs::read_dir(goldens().join(folder)).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
     }
+    dir
+}
+
+/// A checkpoint whose final norm is NaN, so that every logit is.
+#[test]
+fn a_nan_is_an_error_that_names_the_token() {
+    let dir = copy("llava-tiny-mha");
     let file = dir.path().join("model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let norm = SafeTensors::deserialize(&bytes).unwrap().tensor("language_model.model.norm.weight").unwrap();

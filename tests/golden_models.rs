@@ -24,6 +24,8 @@ use serde_json::Value;
 const F32_RELATIVE_L2: f64 = 1e-5;
 const F32_ELEMENT: f64 = 1e-4;
 const GREEDY_TOKENS: usize = 64;
+/// Sequences that a model is laid out for.
+const SEQUENCES: usize = 3;
 const GREEDY: SamplingRow = SamplingRow {
     seed: [0; 2],
     step: 0,
@@ -57,11 +59,11 @@ impl Golden {
         let len = checkpoint.max_model_len.min(256);
         let limits = models::Limits {
             max_model_len: len,
-            max_num_seqs: 1,
+            max_num_seqs: SEQUENCES,
             max_num_batched_tokens: len,
             max_logit_rows: len,
             max_tiles: 2,
-            kv_blocks: len.div_ceil(16),
+            kv_blocks: SEQUENCES * len.div_ceil(16),
         };
         let model = checkpoint.build(limits).unwrap();
         let runner = Runner::new(Cpu::new(model.regions()).unwrap(), model, |_| ()).unwrap();
@@ -275,6 +277,7 @@ fn half_precision_is_as_close_as_transformers_is() {
             // Where two logits are closer than both may err, either token is right, and all that follows differs.
             let margins = g.floats(&format!("case/{case}/greedy_margins"));
             let sure = margins.iter().take_while(|m| f64::from(**m) > 2.0 * bound("max_abs")).count();
+            assert!(sure > 0, "{folder} {case}: no token is decided");
             let (tokens, _) = g.greedy(&prompt);
             let greedy = g.ids(&format!("case/{case}/greedy_ids"));
             assert_eq!(tokens[..sure], greedy[..sure], "{folder} {case}");
@@ -334,5 +337,75 @@ fn pixels_are_transformers_bit_for_bit() {
             let found = processor.normalise(&processor.apply(&rgb).unwrap());
             assert!(found == g.floats(&tensor), "{folder} {name}");
         }
+    }
+}
+
+/// Two sequences that decode and one that brings a chunk of its prompt, in one step, over blocks that are dealt out in turn:
+/// each row has the bits that it has alone.
+#[test]
+fn a_mixed_step_has_the_bits_of_its_parts() {
+    for folder in ["llava-tiny-mha", "llava-tiny-gqa-bf16"] {
+        let mut g = Golden::open(folder, None);
+        let prompts = ["text", "two_pictures", "picture_start"].map(|case| g.ids(&format!("case/{case}/input_ids")));
+        let alone = prompts.clone().map(|prompt| g.logits(&prompt, prompt.len()));
+        let total = (SEQUENCES * g.checkpoint.max_model_len.min(256).div_ceil(16)) as i32;
+        let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..total).rev().filter(|b| b % 3 == s).collect());
+        // All but the last token of two prompts, and the first ten of the third.
+        let cached = [prompts[0].len() - 1, prompts[1].len() - 1, 10];
+        for (s, (prompt, &cached)) in prompts.iter().zip(&cached).enumerate() {
+            let step = SequenceStep { ids: &prompt[..cached], cached: 0, blocks: &blocks[s], sampling: GREEDY };
+            g.runner.step(&[step], LogitRows::Last, None).unwrap();
+        }
+        let mixed: Vec<_> = (0..3)
+            .map(|s| SequenceStep {
+                ids: &prompts[s][cached[s]..],
+                cached: cached[s],
+                blocks: &blocks[s],
+                sampling: GREEDY,
+            })
+            .collect();
+        let shape = g.runner.step(&mixed, LogitRows::All, None).unwrap();
+        assert_eq!((shape.decode, shape.prefill_seqs, shape.prefill_tokens), (2, 1, prompts[2].len() - 10));
+        let logits = g.runner.logits(shape.logit_rows).unwrap();
+        let vocab = logits.len() / shape.logit_rows;
+        let expected =
+            [&alone[0][cached[0] * vocab..], &alone[1][cached[1] * vocab..], &alone[2][10 * vocab..]].concat();
+        assert_eq!(logits, expected, "{folder}");
+
+        let shape = g.runner.step(&mixed, LogitRows::Last, None).unwrap();
+        assert_eq!(shape.logit_rows, 3);
+        let last = g.runner.logits(3).unwrap();
+        for (s, row) in last.chunks_exact(vocab).enumerate() {
+            assert_eq!(row, &alone[s][alone[s].len() - vocab..], "{folder} sequence {s}");
+        }
+    }
+}
+
+/// Sequences that bring one token come first; anything else is refused before a buffer is written.
+#[test]
+fn a_step_that_cannot_be_is_refused() {
+    let mut g = Golden::open("llava-tiny-mha", None);
+    let blocks = g.blocks();
+    let step = |ids, blocks| SequenceStep { ids, cached: 0, blocks, sampling: GREEDY };
+    let cases: [(&[SequenceStep<'_>], &str); 3] = [
+        (&[step(&[1, 2], &blocks[..1]), step(&[1], &blocks[1..2])], "sequence 1 is out of order"),
+        (&[step(&[], &blocks[..1])], "sequence 0 is out of order"),
+        (&[step(&[1; 17], &blocks[..1])], "sequence 0 has 17 tokens and 1 blocks"),
+    ];
+    for (steps, expected) in cases {
+        let error = g.runner.step(steps, LogitRows::Last, None).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// The picture that stands for the worst case costs what the model says the worst case is.
+#[test]
+fn the_dummy_image_costs_the_most_tokens() {
+    for folder in ["llava-tiny-mha", "llava-tiny-gqa"] {
+        let g = Golden::open(folder, None);
+        let model = g.runner.model();
+        let tiles = model.prepare(&model.dummy_image().unwrap()).unwrap();
+        assert_eq!(tiles.tokens, model.max_image_tokens());
+        assert_eq!(tiles.tokens, g.checkpoint.llava().image_tokens());
     }
 }

@@ -36,6 +36,7 @@ pub(super) fn run(engine: &mut Engine, pictures: Vec<Vec<u8>>, sampling: &Sampli
             ("/quit", _) => break,
             ("/help", _) => writeln!(io::stderr(), "{HELP}")?,
             ("/clear", _) => talk = Conversation { messages: Vec::new(), pictures: Vec::new(), waiting: 0 },
+            ("/image", "") => writeln!(io::stderr(), "error: write /image FILE")?,
             ("/image", path) => match read_picture(Path::new(path.trim())) {
                 Ok(bytes) => {
                     talk.pictures.push(bytes);
@@ -56,7 +57,7 @@ impl Conversation {
         self.messages.push(Message::with_images(Role::User, self.waiting, text));
         let request = Request {
             prompt: Prompt::Chat(self.messages.clone()),
-            pictures: self.pictures.clone(),
+            images: self.pictures.clone(),
             sampling: sampling.clone(),
         };
         match stream(engine, &request) {
@@ -69,7 +70,7 @@ impl Conversation {
                 self.messages.pop();
                 self.pictures.truncate(self.pictures.len() - self.waiting);
                 self.waiting = 0;
-                writeln!(io::stderr(), "error: {error:#}")?;
+                writeln!(io::stderr(), "error: {error:#} (/clear starts over)")?;
             }
             Err(error) => return Err(error),
         }
@@ -103,8 +104,9 @@ impl Lines {
                 Err(error) => Err(error.into()),
             },
             Lines::Pipe => {
-                let mut line = String::new();
-                Ok((io::stdin().lock().read_line(&mut line)? > 0).then_some(line))
+                let mut line = Vec::new();
+                let read = io::stdin().lock().read_until(b'\n', &mut line)?;
+                Ok((read > 0).then(|| String::from_utf8_lossy(&line).into_owned()))
             }
         }
     }

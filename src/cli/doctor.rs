@@ -54,10 +54,8 @@ pub(super) fn run(args: &DoctorArgs) -> Result<()> {
 }
 
 fn build() -> Finding {
-    let features: Vec<&str> = [("cuda", cfg!(feature = "cuda")), ("server", cfg!(feature = "server"))]
-        .iter()
-        .filter_map(|&(name, on)| on.then_some(name))
-        .collect();
+    let features: Vec<&str> =
+        [("cuda", cfg!(feature = "cuda"))].iter().filter_map(|&(name, on)| on.then_some(name)).collect();
     let version = env!("CARGO_PKG_VERSION");
     let text =
         format!("ocelli {version}, features {}", if features.is_empty() { "none".into() } else { features.join(", ") });

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ pub(crate) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
-    /// Memory to plan for, in GiB; by default what the device has free
+    /// Memory to plan for, in GiB, for example a GPU's; by default what this host has available
     #[arg(long, value_name = "GIB", value_parser = memory)]
     memory: Option<f64>,
     /// Part of the memory that may be used
@@ -79,6 +79,7 @@ fn memory_plan(args: &InspectArgs, c: &Checkpoint) -> Result<(MemoryPlan, Vec<St
         Some(gib) => (gib * f64::from(1 << 30)) as u64,
         None => available_memory(),
     };
+    ensure!(available > 0, "the memory of this system is not known; give it with --memory");
     let budget = (available as f64 * args.gpu_memory_utilization) as u64;
     let kv_block = c.kv_block_bytes() as u64;
     let kv_blocks = budget.saturating_sub(weights + scratch + io) / kv_block;

@@ -53,9 +53,6 @@ pub(crate) struct ModelArgs {
     /// A directory, or org/name in the local Hugging Face cache; the bundled demo when left out
     #[arg(env = "OCELLI_MODEL")]
     model: Option<String>,
-    /// Where to run
-    #[arg(long, env = "OCELLI_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
-    device: Device,
     /// Type of the activations and weights; auto is the checkpoint's own
     #[arg(long, env = "OCELLI_DTYPE", default_value = "auto")]
     dtype: DTypeArg,
@@ -87,7 +84,7 @@ impl ModelArgs {
 
     fn options(&self) -> Options {
         Options {
-            device: self.device,
+            device: Device::Auto,
             dtype: match self.dtype {
                 DTypeArg::Auto => None,
                 DTypeArg::F32 => Some(DType::F32),
@@ -105,8 +102,8 @@ impl ModelArgs {
 fn image_limit(text: &str) -> Result<u32, String> {
     let number = text.strip_prefix("image=").unwrap_or(text);
     match number.parse() {
-        Ok(n @ 1..=64) => Ok(n),
-        _ => Err("write image=N with N from 1 to 64".into()),
+        Ok(n @ 0..=64) => Ok(n),
+        _ => Err("write image=N with N from 0 to 64".into()),
     }
 }
 
@@ -193,7 +190,8 @@ mod tests {
     fn picture_limits_are_vllms_spelling() {
         assert_eq!(image_limit("image=2"), Ok(2));
         assert_eq!(image_limit("3"), Ok(3));
-        for bad in ["image=0", "image=", "video=2", "image=65", "-1"] {
+        assert_eq!(image_limit("image=0"), Ok(0));
+        for bad in ["image=", "video=2", "image=65", "-1"] {
             assert!(image_limit(bad).is_err(), "{bad}");
         }
     }

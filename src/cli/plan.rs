@@ -1,8 +1,9 @@
 //! `ocelli plan`: the launch list that would run, with the bytes and operations of every step.
 
+use std::env;
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
@@ -10,6 +11,9 @@ use super::{ModelArgs, human_bytes, locate};
 use crate::engine::Checkpoint;
 use crate::models::{Limits, StepShape};
 use crate::plan::{Plan, Step};
+
+/// Tokens of the largest step that is planned: beyond any memory, and costs still fit 64 bits.
+const MAX_STEP_TOKENS: usize = 1 << 22;
 
 #[derive(Args)]
 pub(crate) struct PlanArgs {
@@ -20,13 +24,13 @@ pub(crate) struct PlanArgs {
     /// Sequences of a decode or prefill step
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
-    /// Prompt tokens a sequence of a prefill step; by default, those of one picture and 64 of text
+    /// Prompt tokens a sequence of a prefill step; those of one picture and 64 of text by default, if so many fit
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     tokens: Option<u32>,
     /// Pictures of an encode plan
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     images: u32,
-    /// Tokens in the cache that the cost of attention is stated for; by default, those of one picture and 64 of text
+    /// Tokens in the cache that the cost of attention is stated for; those of one picture and 64 of text by default, if so many fit
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
     /// Only the totals by op
@@ -62,11 +66,12 @@ pub(super) fn run(args: &PlanArgs) -> Result<()> {
 }
 
 impl PlanArgs {
-    /// The model may be left out, so a lone word that names a kind is the kind.
-    fn model_and_kind(&self) -> (Option<&str>, Kind) {
-        let model = self.model.model.as_deref();
-        match (model.and_then(|word| Kind::from_str(word, false).ok()), self.kind) {
-            (Some(kind), None) => (None, kind),
+    /// The model may be left out, so a lone word that names a kind is the kind; the model is then what the environment
+    /// says, whose place that word took.
+    fn model_and_kind(&self) -> (Option<String>, Kind) {
+        let model = self.model.model.clone();
+        match (model.as_deref().and_then(|word| Kind::from_str(word, false).ok()), self.kind) {
+            (Some(kind), None) => (env::var("OCELLI_MODEL").ok().filter(|m| Some(m) != model.as_ref()), kind),
             (_, kind) => (model, kind.unwrap_or(Kind::Decode)),
         }
     }
@@ -74,12 +79,21 @@ impl PlanArgs {
 
 fn build(args: &PlanArgs) -> Result<Plan> {
     let (model, kind) = args.model_and_kind();
-    let checkpoint = Checkpoint::open(&locate::model(model)?, &args.model.options())?;
+    let checkpoint = Checkpoint::open(&locate::model(model.as_deref())?, &args.model.options())?;
     let usual = checkpoint.llava().image_tokens() + 64;
     let (batch, images) = (args.batch as usize, args.images as usize);
+    let usual = usual.min(checkpoint.max_model_len);
     let tokens = args.tokens.map_or(usual, |n| n as usize);
     let context = args.context.map_or(usual, |n| n as usize);
-    let max_model_len = checkpoint.max_model_len.max(tokens).max(context);
+    let max_model_len = checkpoint.max_model_len;
+    for (flag, value) in [("--tokens", tokens), ("--context", context)] {
+        ensure!(value <= max_model_len, "{flag} is {value}; a sequence has at most {max_model_len} (--max-model-len)");
+    }
+    ensure!(
+        batch * tokens <= MAX_STEP_TOKENS,
+        "{batch} sequences of {tokens} tokens are {} a step; at most {MAX_STEP_TOKENS} can be planned (--batch, --tokens)",
+        batch * tokens
+    );
     let model = checkpoint.build(Limits {
         max_model_len,
         max_num_seqs: batch,

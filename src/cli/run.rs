@@ -1,22 +1,26 @@
 //! `ocelli run`: one answer, streamed; a chat when no prompt is given.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use serde_json::json;
 
 use super::{ModelArgs, chat, progress};
-use crate::engine::{Engine, FinishReason, Output, Prompt, Request, Sampling};
+use crate::engine::{Device, Engine, FinishReason, Options, Output, Prompt, Request, Sampling};
 use crate::text::{Message, Role};
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
+    /// Where to run
+    #[arg(long, env = "OCELLI_DEVICE", default_value = "auto", value_name = "auto|cpu|cuda[:N]")]
+    device: Device,
     /// The question; without it, a chat that takes /image FILE
     #[arg(short, long, env = "OCELLI_PROMPT", value_name = "TEXT")]
     prompt: Option<String>,
@@ -66,7 +70,7 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Go on after the model's end-of-sequence token
-    #[arg(long, env = "OCELLI_IGNORE_EOS")]
+    #[arg(long, env = "OCELLI_IGNORE_EOS", value_parser = FalseyValueParser::new())]
     ignore_eos: bool,
 }
 
@@ -94,7 +98,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
     sampling.check()?;
     let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
-    let mut engine = load(&args.model)?;
+    let mut engine = load(args)?;
     let Some(text) = &args.prompt else {
         return chat::run(&mut engine, pictures, &sampling);
     };
@@ -103,7 +107,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     } else {
         Prompt::Chat(vec![Message::with_images(Role::User, pictures.len(), text)])
     };
-    let request = Request { prompt, pictures, sampling };
+    let request = Request { prompt, images: pictures, sampling };
     if args.json {
         let output = engine.generate(&request, |_| ControlFlow::Continue(()))?;
         return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
@@ -113,19 +117,21 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
 }
 
 /// A picture's bytes. What they are is decided by their content, when the request is checked.
-pub(super) fn read_picture(path: &std::path::Path) -> Result<Vec<u8>> {
+pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
     let limit = crate::image::Limits::default().max_bytes;
-    let size = fs::metadata(path).with_context(|| format!("{}", path.display()))?;
-    ensure!(!size.is_dir(), "{} is a directory; name a picture file", path.display());
-    if size.len() > limit {
-        bail!("{} has {} bytes; a picture may have {limit}", path.display(), size.len());
-    }
-    fs::read(path).with_context(|| format!("{}", path.display()))
+    let mut bytes = Vec::new();
+    let file = File::open(path).with_context(|| format!("{}", path.display()))?;
+    ensure!(!file.metadata()?.is_dir(), "{} is a directory; name a picture file", path.display());
+    // Up to the limit whatever the file says of its size: a device has no end.
+    file.take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("{}", path.display()))?;
+    ensure!(bytes.len() as u64 <= limit, "{} has more than the {limit} bytes that a picture may have", path.display());
+    Ok(bytes)
 }
 
-fn load(args: &ModelArgs) -> Result<Engine> {
+fn load(args: &RunArgs) -> Result<Engine> {
     let bar = progress::loading(0);
-    let engine = Engine::open(&args.directory()?, &args.options(), |done, total| {
+    let options = Options { device: args.device, ..args.model.options() };
+    let engine = Engine::open(&args.model.directory()?, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;

@@ -38,6 +38,26 @@ pub struct SamplingDefaults {
     pub repetition_penalty: Option<f64>,
 }
 
+impl SamplingDefaults {
+    /// A warning, where the author would sample otherwise than a request that says nothing: how an answer is sampled
+    /// is the request's to say, and these settings are not applied by themselves.
+    pub fn unused(&self) -> Option<String> {
+        let number = |name: &str, value: Option<f64>| value.filter(|v| *v != 1.0).map(|v| format!("{name} = {v}"));
+        let sampled = self.do_sample == Some(true);
+        let settings = [
+            sampled.then(|| "do_sample = true".to_owned()),
+            number("temperature", self.temperature).filter(|_| sampled),
+            number("top_p", self.top_p).filter(|_| sampled),
+            self.top_k.filter(|_| sampled).map(|k| format!("top_k = {k}")),
+            self.min_p.filter(|p| sampled && *p > 0.0).map(|p| format!("min_p = {p}")),
+            number("repetition_penalty", self.repetition_penalty),
+        ];
+        let settings: Vec<_> = settings.into_iter().flatten().collect();
+        let list = settings.join(", ");
+        (!settings.is_empty()).then(|| format!("generation_config.json recommends {list}; only the request decides"))
+    }
+}
+
 /// Without effect on what is generated: bookkeeping, output format, speed, and lengths that a request states itself.
 const INERT: &[&str] = &[
     "_commit_hash",

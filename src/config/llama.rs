@@ -28,7 +28,8 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Whether the head's weight is the embedding's; see [`crate::weights::Wants::want_tied`].
+    /// Whether the head's weight is the embedding's. A checkpoint may store both all the same; each is then
+    /// used for itself.
     pub tie_word_embeddings: bool,
 }
 

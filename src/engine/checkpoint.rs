@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use super::Options;
 use crate::config::{Config, Family, LlavaConfig};
@@ -42,41 +42,47 @@ impl Checkpoint {
     /// [`Error::Model`] if the checkpoint is broken, contradictory or of a family this build does not know;
     /// [`Error::Request`] if the options ask for what it cannot do.
     pub fn open(dir: &Path, options: &Options) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint::read(dir, options).map_err(Error::Model)?;
-        if let Some(asked) = options.max_model_len {
-            let most = checkpoint.max_model_len;
-            if asked > most {
-                let message = format!("max_model_len is {asked}; the model has {most} positions");
-                return Err(Error::Request(anyhow::Error::msg(message)));
-            }
-            checkpoint.max_model_len = asked;
-        }
-        Ok(checkpoint)
-    }
-
-    fn read(dir: &Path, options: &Options) -> anyhow::Result<Checkpoint> {
-        let config = Config::load(dir)?;
-        let registration = models::find(config.model.family.architecture())?;
-        let weights = Weights::open(dir)?;
-        let tokenizer = Tokenizer::open(dir)?;
+        let config = Config::load(dir).map_err(Error::Model)?;
         let Family::Llava(llava) = &config.model.family;
-        tokenizer.check_vocab(llava.text.vocab_size)?;
-        let image_token = tokenizer.image_token(TokenName::Id(llava.image_token_index))?;
-        let tokenizer = Arc::new(tokenizer);
+        let max_model_len = options.check(llava.text.max_position_embeddings).map_err(Error::Request)?;
+        let tokenizer = Checkpoint::tokenizer(dir, llava).map_err(Error::Model)?;
         let template = ChatTemplate::open(
             dir,
             options.chat_template.as_deref(),
             Some(Builtin::Llava15),
             tokenizer.clone(),
-            Some(image_token),
-        )?;
+            Some(llava.image_token_index),
+        );
+        // Whose template it is decides who can mend it.
+        let at_fault = if options.chat_template.is_some() { Error::Request } else { Error::Model };
+        let template = template.map_err(at_fault)?;
+        Checkpoint::read(dir, options, config, tokenizer, template, max_model_len).map_err(Error::Model)
+    }
+
+    /// The tokenizer, which must know the placeholder and no id that the embedding lacks.
+    fn tokenizer(dir: &Path, llava: &LlavaConfig) -> anyhow::Result<Arc<Tokenizer>> {
+        let tokenizer = Tokenizer::open(dir)?;
+        tokenizer.check_vocab(llava.text.vocab_size)?;
+        tokenizer.image_token(TokenName::Id(llava.image_token_index))?;
+        Ok(Arc::new(tokenizer))
+    }
+
+    fn read(
+        dir: &Path,
+        options: &Options,
+        config: Config,
+        tokenizer: Arc<Tokenizer>,
+        template: ChatTemplate,
+        max_model_len: usize,
+    ) -> anyhow::Result<Checkpoint> {
+        let registration = models::find(config.model.family.architecture())?;
+        let weights = Weights::open(dir)?;
         let (dtype, contradiction) = config.model.float_dtype(weights.float_dtype());
-        let warnings = [weights.warnings(), contradiction.as_slice()].concat();
+        let unused = config.generation.sampling.unused();
+        let warnings = [weights.warnings(), contradiction.as_slice(), unused.as_slice()].concat();
         let dtype = options.dtype.unwrap_or(dtype);
-        ensure!(dtype.is_float(), "the model cannot be computed in {dtype}; f32, f16 and bf16 can");
         let path = dir.canonicalize().with_context(|| format!("{}", dir.display()))?;
         let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-        let max_model_len = llava.text.max_position_embeddings;
         let max_images = options.max_images;
         Ok(Checkpoint {
             name,

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 
-use super::runner::{LogitRows, SequenceStep};
+use super::runner::{LogitRows, Sampled, SequenceStep};
 use super::{Engine, Sampling};
 use crate::image::{self, Alpha, Limits};
+use crate::mem::DType;
 use crate::models::Tiles;
 use crate::text::{self, Message, Special, TextStream, pieces};
 use crate::{Error, Result};
@@ -19,7 +20,7 @@ pub struct Request {
     /// The text.
     pub prompt: Prompt,
     /// Encoded pictures, in the order in which the prompt refers to them.
-    pub pictures: Vec<Vec<u8>>,
+    pub images: Vec<Vec<u8>>,
     /// How the answer is sampled and when it ends.
     pub sampling: Sampling,
 }
@@ -60,6 +61,8 @@ pub struct Output {
     pub token_ids: Vec<u32>,
     /// Log-probability of each, under the logits as the model gave them.
     pub logprobs: Vec<f32>,
+    /// For each token, the most likely ones at its place with theirs, as many as were asked for.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// FNV-1a of the last logits: shows a change in the numbers where the text is the same.
@@ -90,6 +93,7 @@ struct Ready {
     prompt: String,
     tiles: Vec<Tiles>,
     expanded: text::Prompt,
+    stream: TextStream,
     max_tokens: usize,
 }
 
@@ -98,7 +102,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Request`] if the request cannot be answered, [`Error::Capacity`] if there is no room for it,
-    /// [`Error::Model`] if the model yields no number.
+    /// [`Error::Model`] if the model yields no number, [`Error::Device`] if the backend fails.
     pub fn generate(&mut self, request: &Request, on_text: impl FnMut(&str) -> ControlFlow<()>) -> Result<Output> {
         let start = Instant::now();
         let ready = self.prepare(request).map_err(Error::Request)?;
@@ -114,9 +118,9 @@ impl Engine {
         let (c, model) = (&self.checkpoint, self.runner.model());
         request.sampling.check()?;
         ensure!(
-            request.pictures.len() <= c.max_images,
+            request.images.len() <= c.max_images,
             "the prompt has {} pictures; at most {} are allowed (--limit-mm-per-prompt)",
-            request.pictures.len(),
+            request.images.len(),
             c.max_images
         );
         let (prompt, pieces) = match &request.prompt {
@@ -129,7 +133,7 @@ impl Engine {
                 (rendered.text, rendered.pieces)
             }
         };
-        let tiles = request.pictures.iter().enumerate().map(|(i, bytes)| {
+        let tiles = request.images.iter().enumerate().map(|(i, bytes)| {
             let rgb = image::decode(bytes, Alpha::White, &Limits::default());
             let tiles = rgb.map_err(anyhow::Error::new).and_then(|rgb| model.prepare(&rgb));
             tiles.with_context(|| format!("picture {}", i + 1))
@@ -146,7 +150,8 @@ impl Engine {
             );
         }
         let max_tokens = request.sampling.max_tokens.unwrap_or(usize::MAX).min(room - tokens);
-        Ok(Ready { prompt, tiles, expanded, max_tokens })
+        let stream = TextStream::new(c.tokenizer.clone(), &request.sampling.stop, false)?;
+        Ok(Ready { prompt, tiles, expanded, stream, max_tokens })
     }
 
     fn answer(
@@ -157,10 +162,8 @@ impl Engine {
         start: Instant,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Output> {
-        let Ready { prompt, tiles, expanded, max_tokens } = ready;
+        let Ready { prompt, tiles, expanded, mut stream, max_tokens } = ready;
         let mut timings = Timings { load_ms: self.load_ms, ..Timings::default() };
-        let mut stream = TextStream::new(self.checkpoint.tokenizer.clone(), &request.sampling.stop, false)
-            .map_err(Error::Request)?;
         if !tiles.is_empty() {
             let began = Instant::now();
             self.runner.encode(&tiles, None).map_err(Error::Device)?;
@@ -178,6 +181,7 @@ impl Engine {
             text: String::new(),
             token_ids: Vec::new(),
             logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
             finish_reason: FinishReason::Length,
             logits_hash: String::new(),
             timings,
@@ -191,7 +195,7 @@ impl Engine {
             let sampling = request.sampling.row(seed, step as u32, 0);
             let sequence = SequenceStep { ids: &next, cached, blocks, sampling };
             self.runner.step(&[sequence], LogitRows::Last, None).map_err(Error::Device)?;
-            let (token, logprob) = self.sampled(step)?;
+            let (token, sampled) = self.sampled(step, request.sampling.top_logprobs)?;
             cached += next.len();
             next = vec![token as i32];
             if step == 0 {
@@ -200,7 +204,8 @@ impl Engine {
                 decoding = Instant::now();
             }
             output.token_ids.push(token);
-            output.logprobs.push(logprob);
+            output.logprobs.push(sampled.logprob);
+            output.top_logprobs.push(sampled.top);
             if !request.sampling.ignore_eos && self.checkpoint.config.generation.eos.contains(&token) {
                 output.finish_reason = FinishReason::Stop;
                 break;
@@ -229,16 +234,18 @@ impl Engine {
         Ok(output)
     }
 
-    fn sampled(&self, step: usize) -> Result<(u32, f32)> {
-        let sampled = self.runner.sampled(1, 0).map_err(Error::Device)?;
-        match sampled.first().and_then(|s| Some((s.token?, s.logprob))) {
-            Some(token) => Ok(token),
-            None => Err(Error::Model(anyhow::Error::msg(format!(
-                "the logits of token {step} of the answer hold a NaN or an infinity; the weights may be damaged, or \
-                 {} too narrow for them (--dtype f32)",
-                self.dtype()
-            )))),
+    fn sampled(&self, step: usize, top_logprobs: usize) -> Result<(u32, Sampled)> {
+        let sampled = self.runner.sampled(1, top_logprobs).map_err(Error::Device)?.into_iter().next();
+        if let Some((token, sampled)) = sampled.and_then(|s| Some((s.token?, s))) {
+            return Ok((token, sampled));
         }
+        let narrow = match self.dtype() {
+            DType::F32 => String::new(),
+            dtype => format!(", or {dtype} too narrow for them (--dtype f32)"),
+        };
+        Err(Error::Model(anyhow::Error::msg(format!(
+            "the logits of token {step} of the answer hold a NaN or an infinity; the weights may be damaged{narrow}"
+        ))))
     }
 }
 

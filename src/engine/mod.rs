@@ -11,7 +11,7 @@
 //! let mut engine = Engine::open(Path::new("llava-1.5-7b-hf"), &Options::default(), |_, _| ())?;
 //! let request = Request {
 //!     prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, "What is in this picture?")]),
-//!     pictures: vec![std::fs::read("cat.jpg")?],
+//!     images: vec![std::fs::read("cat.jpg")?],
 //!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
 //! };
 //! let output = engine.generate(&request, |_| ControlFlow::Continue(()))?;
@@ -38,9 +38,36 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend::Cpu;
-use crate::mem::DType;
-use crate::models::Limits;
+use crate::mem::{DType, Region};
+use crate::models::{Limits, Vlm};
 use crate::{Error, Result};
+
+/// Refuse what would not fit, before anything is allocated. Tensors that are read in the mapped file take no memory of
+/// their own.
+fn check_memory(model: &dyn Vlm, limits: &Limits) -> anyhow::Result<()> {
+    let available = available_memory();
+    let bytes = |region: Region| model.regions()[region as usize] as u64;
+    let mapped: u64 = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
+    let weights = bytes(Region::Weights).saturating_sub(mapped);
+    let needed = Region::ALL.map(bytes).iter().fold(0u64, |sum, b| sum.saturating_add(*b)).saturating_sub(mapped);
+    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
+    // 0 is a system that does not say.
+    anyhow::ensure!(
+        available == 0 || needed <= available,
+        "the model needs {} MB of memory ({} of weights, {} of cache, {} of activations, {} of exchange buffers) and {} \
+         are available; lower max_model_len, now {} tokens (--max-model-len), or the pictures a prompt may hold, now {} \
+         (--limit-mm-per-prompt)",
+        mb(needed),
+        mb(weights),
+        mb(bytes(Region::Kv)),
+        mb(bytes(Region::Scratch)),
+        mb(bytes(Region::Io)),
+        mb(available),
+        limits.max_model_len,
+        limits.max_tiles
+    );
+    Ok(())
+}
 
 /// A loaded model, ready to answer one request after another.
 pub struct Engine {
@@ -56,7 +83,8 @@ impl Engine {
     /// error before a byte is copied. `progress` is called with the bytes in place and their total.
     ///
     /// # Errors
-    /// [`Error::Model`], [`Error::Device`], or [`Error::Request`] for impossible options.
+    /// [`Error::Model`] for a bad checkpoint, [`Error::Capacity`] if it does not fit, [`Error::Device`], or
+    /// [`Error::Request`] for impossible options.
     pub fn open(dir: &Path, options: &Options, mut progress: impl FnMut(u64, u64)) -> Result<Engine> {
         let start = Instant::now();
         options.device.check().map_err(Error::Device)?;
@@ -70,6 +98,7 @@ impl Engine {
             kv_blocks: checkpoint.max_model_len.div_ceil(crate::ops::KV_BLOCK),
         };
         let model = checkpoint.build(limits)?;
+        check_memory(&*model, &limits).map_err(Error::Capacity)?;
         let warnings = [checkpoint.warnings(), model.warnings()].concat();
         let backend = Cpu::new(model.regions()).map_err(Error::Device)?;
         let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::mem::DType;
 
@@ -18,13 +18,28 @@ pub struct Options {
     pub max_model_len: Option<usize>,
     /// A chat template, as a file or as text, instead of the checkpoint's.
     pub chat_template: Option<String>,
-    /// Pictures a prompt may hold.
+    /// Images a prompt may hold; 0 is text alone.
     pub max_images: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options { device: Device::Auto, dtype: None, max_model_len: None, chat_template: None, max_images: 4 }
+    }
+}
+
+impl Options {
+    /// Refuse what cannot be; returns the longest sequence for a model of `positions` positions.
+    pub(super) fn check(&self, positions: usize) -> Result<usize> {
+        let asked = self.max_model_len.unwrap_or(positions);
+        ensure!(
+            (1..=positions).contains(&asked),
+            "max_model_len is {asked}; the model has {positions} positions, so it must lie in 1 to {positions}"
+        );
+        if let Some(dtype) = self.dtype {
+            ensure!(dtype.is_float(), "dtype is {dtype}; a model is computed in f32, f16 or bf16");
+        }
+        Ok(asked)
     }
 }
 

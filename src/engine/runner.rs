@@ -56,7 +56,7 @@ impl<B: Backend> Runner<B> {
     /// If the backend fails.
     pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
         for placement in model.placements() {
-            backend.fill(placement.dst, &placement.source, placement.in_place)?;
+            backend.fill(placement.dst, &placement.source(), placement.in_place)?;
             progress(placement.dst.bytes());
         }
         Ok(Runner { backend, model, decode: HashMap::new() })
@@ -77,6 +77,9 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// If there are more tiles than were planned for, or the backend fails.
     pub fn encode(&mut self, pictures: &[Tiles], probe: Option<&mut dyn Probe>) -> Result<()> {
+        if pictures.is_empty() {
+            return Ok(());
+        }
         let pixels = pictures.iter().map(|p| &p.pixels[..]).collect::<Vec<_>>().concat();
         let room = self.model.pixels();
         ensure!(pixels.len() <= room.len(), "{} bytes of pixels; the plan has room for {}", pixels.len(), room.len());

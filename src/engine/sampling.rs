@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::ops::{MAX_TOP_LOGPROBS, SamplingRow};
+use crate::text::StopMatcher;
 
 /// How an answer is sampled and when it ends. The defaults are those of the OpenAI interface.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +16,7 @@ pub struct Sampling {
     pub top_k: u32,
     /// Drop tokens below this fraction of the largest probability. In `0 ..= 1`; 0 keeps all.
     pub min_p: f64,
-    /// For tokens of the prompt and the answer: divide a positive score, multiply a negative one. In `(0, 10]`.
+    /// For tokens of the prompt and the answer: divide a positive score, multiply a negative one. In `0.01 ..= 10`.
     pub repetition_penalty: f64,
     /// Subtract for every token of the answer. In `-2 ..= 2`.
     pub presence_penalty: f64,
@@ -65,7 +66,8 @@ impl Sampling {
         within("temperature", self.temperature, 0.0, 2.0)?;
         within("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
-        within("repetition_penalty", self.repetition_penalty, f64::MIN_POSITIVE, 10.0)?;
+        // A penalty much below this would overflow the scores.
+        within("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         ensure!(self.max_tokens != Some(0), "max_tokens is 0; an answer has at least one token");
@@ -74,6 +76,7 @@ impl Sampling {
             "top_logprobs is {}; at most {MAX_TOP_LOGPROBS} can be reported",
             self.top_logprobs
         );
+        StopMatcher::new(&self.stop, false)?;
         Ok(())
     }
 
@@ -88,7 +91,7 @@ impl Sampling {
             seed: [seed as u32, (seed >> 32) as u32],
             step,
             state: if self.has_penalties() { state as i32 } else { -1 },
-            // A temperature this small only overflows the division; the answer is the same.
+            // Smaller ones are raised, as vLLM does: the division would overflow.
             temperature: if self.temperature > 0.0 { self.temperature.max(0.01) as f32 } else { 0.0 },
             top_p: self.top_p as f32,
             min_p: self.min_p as f32,

@@ -44,7 +44,7 @@ impl Clip {
         let at = |name: &str| format!("vision_tower.{name}");
         Clip {
             config: config.clone(),
-            table: loader.table(table),
+            table: loader.table(table.len(), move || table.clone()),
             patch: loader.tensor(&at("embeddings.patch_embedding.weight"), &[d, 3, p, p]),
             class: loader.tensor(&at("embeddings.class_embedding"), &[d]),
             position: loader.tensor(&at("embeddings.position_embedding.weight"), &[tokens, d]),
@@ -104,7 +104,7 @@ impl Clip {
                         o: h,
                         qkv,
                         tiles,
-                        tokens: rows / tiles,
+                        tokens: 1 + c.patches(),
                         heads: c.num_attention_heads,
                         head_dim: c.head_dim,
                     });

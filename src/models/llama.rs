@@ -52,7 +52,10 @@ impl Llama {
         let embed = loader.tensor(if tied && stored_head { HEAD } else { EMBED }, &[vocab, d]);
         Llama {
             embed,
-            rope: loader.table(rope_table(config.rope_theta, config.head_dim, positions)),
+            rope: {
+                let (theta, head_dim) = (config.rope_theta, config.head_dim);
+                loader.table(positions * head_dim, move || rope_table(theta, head_dim, positions))
+            },
             blocks: (0..config.num_hidden_layers).map(|i| block(loader, config, i)).collect(),
             norm: loader.tensor("language_model.norm.weight", &[d]),
             head: if tied { embed } else { loader.tensor(HEAD, &[vocab, d]) },

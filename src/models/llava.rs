@@ -58,7 +58,8 @@ impl Llava {
         let mut loader = Loader::new(weights, dtype, canonical_llava)?;
         let blocks = llava.vision_blocks();
         let clip = Clip::load(&mut loader, vision, blocks, processor.table());
-        let feature_index = loader.table(feature_index(&llava, limits.max_tiles));
+        let (settings, tiles) = (llava.clone(), limits.max_tiles);
+        let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
         let bias = |loader: &mut Loader<'_>, name: &str| llava.projector_bias.then(|| loader.tensor(name, &[d]));
         let projector = Projector {
             weight1: loader.tensor("multi_modal_projector.linear_1.weight", &[d, llava.projector_input()]),

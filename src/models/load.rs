@@ -8,15 +8,34 @@ use bytemuck::Pod;
 use crate::mem::{Act, Buf, DType, Element, Layout, Region, Source, Span};
 use crate::weights::{Wants, Weights};
 
-/// A tensor of a checkpoint, or a table computed at load, and where it goes.
-#[derive(Clone)]
+/// A tensor of a checkpoint, or a table, and where it goes.
 pub struct Placement {
     /// Where it goes.
     pub dst: Span,
-    /// What goes there.
-    pub source: Source,
     /// Whether it is a whole buffer, which a host backend may read where it lies in the file.
     pub in_place: bool,
+    content: Content,
+}
+
+enum Content {
+    Tensor(Source),
+    /// Computed when it is asked for: a long context makes a long table, and first the memory is planned.
+    Table(Box<dyn Fn() -> Source + Send + Sync>),
+}
+
+impl Placement {
+    /// What goes there.
+    pub fn source(&self) -> Source {
+        match &self.content {
+            Content::Tensor(source) => source.clone(),
+            Content::Table(compute) => compute(),
+        }
+    }
+
+    /// Whether a host backend that computes in the type of `dst` reads it from the mapped file, without a copy.
+    pub fn is_mapped(&self) -> bool {
+        matches!(&self.content, Content::Tensor(source) if self.in_place && source.dtype() == self.dst.dtype)
+    }
 }
 
 /// Asks for tensors by name and shape, and gives each a place.
@@ -67,10 +86,15 @@ impl<'a> Loader<'a> {
         buf
     }
 
-    /// A table computed at load.
-    pub fn table<T: Pod + Element + Send + Sync>(&mut self, values: Vec<T>) -> Buf<T> {
-        let buf: Buf<T> = self.layout.take(values.len());
-        self.placements.push(Placement { dst: buf.span(), source: Source::from_vec(values), in_place: true });
+    /// A table of `len` values, computed when it is uploaded.
+    pub fn table<T: Pod + Element + Send + Sync>(
+        &mut self,
+        len: usize,
+        compute: impl Fn() -> Vec<T> + Send + Sync + 'static,
+    ) -> Buf<T> {
+        let buf: Buf<T> = self.layout.take(len);
+        let content = Content::Table(Box::new(move || Source::from_vec(compute())));
+        self.placements.push(Placement { dst: buf.span(), in_place: true, content });
         buf
     }
 
@@ -86,7 +110,7 @@ impl<'a> Loader<'a> {
 
     fn place(&mut self, buf: Buf<Act>, name: &str, shape: &[usize], in_place: bool) {
         if let Some(source) = self.wants.want(name, shape) {
-            self.placements.push(Placement { dst: buf.span(), source, in_place });
+            self.placements.push(Placement { dst: buf.span(), in_place, content: Content::Tensor(source) });
         }
     }
 

@@ -1,8 +1,8 @@
 //! Model families: what a checkpoint becomes, and the plans that run it.
 //!
-//! A model answers four questions about a picture (what it costs at worst, a picture that costs that much, how a
-//! picture becomes tiles and a token count, and how a prompt is expanded) and builds two plans: one that encodes
-//! tiles, and one step of the language model over decode rows and prompt chunks.
+//! A model answers what a picture costs at worst, with a picture that costs that much, how a picture becomes tiles and
+//! a token count, and which id stands for it in a prompt; and it builds two plans: one that encodes tiles, and one step
+//! of the language model over decode rows and prompt chunks.
 
 mod clip;
 mod io;

@@ -1,6 +1,6 @@
 //! The closed list of ops. One file an op: its fields, what it costs, what it writes, and a plain f32 reference.
 //!
-//! An op enters with a reference, a shape table, a parity test and a bench, or not at all; there is no generic
+//! An op enters with a reference, a shape table and a test against an independent oracle, or not at all; there is no generic
 //! element-wise op, no broadcast and no transpose, because those belong into the op that produces the data.
 
 mod attention;

@@ -208,6 +208,9 @@ fn log_sum_exp(x: &[f32]) -> f32 {
 
 /// The `n` largest, in descending order, the lower id first among equals.
 fn most_likely(raw: &[f32], n: usize) -> Vec<usize> {
+    if n == 0 {
+        return Vec::new();
+    }
     let mut ids: Vec<usize> = (0..raw.len()).collect();
     ids.sort_by(|&a, &b| raw[b].total_cmp(&raw[a]).then(a.cmp(&b)));
     ids.truncate(n.min(MAX_TOP_LOGPROBS));

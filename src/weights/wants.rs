@@ -75,13 +75,6 @@ impl<'a> Wants<'a> {
         source
     }
 
-    /// [`want`](Self::want) for one of two tensors that the config ties together (`tie_word_embeddings`): `name` where
-    /// it is stored, else `twin`. A checkpoint may store both; each is then used for itself.
-    pub fn want_tied(&mut self, name: &str, twin: &str, shape: &[usize]) -> Option<Source> {
-        let either = if self.names.contains_key(name) || !self.names.contains_key(twin) { name } else { twin };
-        self.want(either, shape)
-    }
-
     /// Whether a tensor of this canonical name is stored.
     pub fn has(&self, name: &str) -> bool {
         self.names.contains_key(name)

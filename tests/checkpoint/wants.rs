@@ -116,32 +116,6 @@ fn unexpected_tensors_are_a_warning_or_with_strict_an_error() {
 }
 
 #[test]
-fn tied_weights_use_what_is_stored() {
-    let (head, embed) = ("lm_head.weight", "embed_tokens.weight");
-    let shape: &[usize] = &[4, 2];
-    // Only the embedding is stored: the head is the embedding.
-    ask(&[(embed, "F32", shape)], true, |wants| {
-        let embedding = wants.want_tied(embed, head, shape).unwrap();
-        let output = wants.want_tied(head, embed, shape).unwrap();
-        assert_eq!(embedding.bytes().as_ptr(), output.bytes().as_ptr());
-    })
-    .unwrap();
-    // Only the head is stored: the embedding is the head.
-    ask(&[(head, "F32", shape)], true, |wants| assert!(wants.want_tied(embed, head, shape).is_some())).unwrap();
-    // Both are stored: each is itself, as it is without tying.
-    ask(&[(embed, "F32", shape), (head, "F32", shape)], true, |wants| {
-        let embedding = wants.want_tied(embed, head, shape).unwrap();
-        let output = wants.want_tied(head, embed, shape).unwrap();
-        assert_ne!(embedding.bytes().as_ptr(), output.bytes().as_ptr());
-    })
-    .unwrap();
-    // Neither is stored: the one that was asked for is missing.
-    fails(ask(&[], false, |wants| drop(wants.want_tied(head, embed, shape))), &["missing", "lm_head.weight"]);
-    // Not tied, and no head stored.
-    fails(ask(&[(embed, "F32", shape)], false, |wants| drop(wants.want(head, shape))), &["missing", "lm_head.weight"]);
-}
-
-#[test]
 fn old_and_new_names_answer_to_the_same_wish() {
     for (tower, text, head) in [
         ("vision_tower.vision_model", "language_model.model", "language_model.lm_head"),
