@@ -125,9 +125,9 @@ fn additions(op: &RmsNorm, geometry: &Geometry) -> usize {
 
 /// Run the op on the device. Everything that is not an input is NaN before.
 fn on_device(device: &Device, module: &Arc<Module>, case: &Case, op: RmsNorm, bytes: usize, pdl: bool) -> Vec<u16> {
-    let mut memory = device.alloc(bytes, 0xff).expect("device memory");
-    device.write(&mut memory, op.x.span().range().start, bytemuck::cast_slice(&case.x)).expect("x");
-    device.write(&mut memory, op.weight.span().range().start, bytemuck::cast_slice(&case.weight)).expect("weight");
+    let memory = device.alloc(bytes, 0xff).expect("device memory");
+    device.write(&memory, op.x.span().range().start, bytemuck::cast_slice(&case.x)).expect("x");
+    device.write(&memory, op.weight.span().range().start, bytemuck::cast_slice(&case.weight)).expect("weight");
     let bases = Bases::new([0, 0, memory.address(), 0]);
     let geometry = Geometry { pdl, ..op.geometry(&device.properties().gpu) };
     let function = module.function(geometry.symbol, geometry.smem).expect("entry point");
@@ -258,8 +258,8 @@ fn what_the_driver_refuses_is_an_error_that_names_it() {
 
     let e = device.alloc(1 << 50, 0).err().map(text).expect("a petabyte");
     assert!(e.starts_with("out of memory on cuda:0: 1048576.00 GiB are needed and "), "{e}");
-    let mut memory = device.alloc(100, 7).expect("device memory");
-    let e = device.write(&mut memory, 96, &[0; 5]).err().map(text).expect("one byte too many");
+    let memory = device.alloc(100, 7).expect("device memory");
+    let e = device.write(&memory, 96, &[0; 5]).err().map(text).expect("one byte too many");
     assert_eq!(e, "5 bytes at 96 leave a device allocation of 100 bytes");
     let mut all = [0u8; 100];
     device.read(&memory, 0, &mut all).expect("a read");

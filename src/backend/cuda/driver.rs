@@ -197,7 +197,7 @@ impl Device {
     ///
     /// # Errors
     /// The range leaves the memory, or the driver fails.
-    pub fn write(&self, dst: &mut Memory, offset: usize, src: &[u8]) -> Result<()> {
+    pub fn write(&self, dst: &Memory, offset: usize, src: &[u8]) -> Result<()> {
         let address = dst.range(offset, src.len())?;
         self.context.bind_to_thread().map_err(failed)?;
         // SAFETY: the range is inside `dst`, and `src` is borrowed until the copy has ended.
