@@ -8,9 +8,10 @@ use std::cell::{Ref, RefCell, RefMut};
 use anyhow::{Result, bail, ensure};
 use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
-use crate::mem::{Act, Buf, DType, Region, Source, Span};
+use crate::mem::{Buf, DType, Region, Source, Span};
 
 /// The unit of an arena, so that every 256-byte-aligned offset is an aligned address.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -171,17 +172,28 @@ impl HostMem {
             self.bytes_mut(dst).copy_from_slice(src.bytes());
             return Ok(());
         }
-        if !(from.is_float() && dst.dtype.is_float()) {
-            bail!("{from} cannot be converted to {}", dst.dtype);
-        }
-        let values: Vec<f32> = match from {
-            DType::F32 => bytemuck::pod_collect_to_vec(src.bytes()),
-            DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(src.bytes()).to_f32_vec(),
-            _ => bytemuck::pod_collect_to_vec::<u8, bf16>(src.bytes()).to_f32_vec(),
-        };
-        self.store(Buf::<Act>::from_span(dst), &values);
+        self.bytes_mut(dst).copy_from_slice(&convert(src, dst.dtype)?);
         Ok(())
     }
+}
+
+/// The bytes of a float tensor in another float type, each element rounded once, to nearest with ties to even.
+///
+/// # Errors
+/// If either type is not a float.
+pub fn convert(src: &Source, to: DType) -> Result<Vec<u8>> {
+    let values: Vec<f32> = match src.dtype() {
+        DType::F32 => bytemuck::pod_collect_to_vec(src.bytes()),
+        DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(src.bytes()).to_f32_vec(),
+        DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(src.bytes()).to_f32_vec(),
+        from => bail!("{from} cannot be converted to {to}"),
+    };
+    Ok(match to {
+        DType::F32 => bytemuck::pod_collect_to_vec(&values),
+        DType::F16 => bytemuck::pod_collect_to_vec(&Vec::<f16>::from_f32_slice(&values)),
+        DType::Bf16 => bytemuck::pod_collect_to_vec(&Vec::<bf16>::from_f32_slice(&values)),
+        _ => bail!("{} cannot be converted to {to}", src.dtype()),
+    })
 }
 
 /// `x` rounded to `dtype` and widened again: one rounding of a computation that a kernel does in the stored type.
@@ -196,7 +208,7 @@ pub fn round_to(dtype: DType, x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::Layout;
+    use crate::mem::{Act, Layout};
 
     fn weights(dtype: DType, len: usize) -> (Buf<Act>, HostMem) {
         let mut layout = Layout::new(Region::Weights, dtype);

@@ -61,6 +61,36 @@ pub trait Launch: Kernel {
     fn geometry(&self, gpu: &GpuInfo) -> Geometry;
 }
 
+/// Bytes of the largest parameter struct.
+pub const MAX_PARAMS: usize = 256;
+
+/// A launch with everything resolved: what a backend that runs kernels keeps of an op.
+#[derive(Clone, Copy, Debug)]
+pub struct Launched {
+    /// Base name of the file in `cuda/`.
+    pub kernel: &'static str,
+    /// How it is launched.
+    pub geometry: Geometry,
+    params: [u8; MAX_PARAMS],
+    len: usize,
+}
+
+impl Launched {
+    /// Resolve `op` against the addresses of the regions.
+    pub fn new<K: Launch>(op: &K, at: &Bases, gpu: &GpuInfo) -> Launched {
+        const { assert!(size_of::<K::Params>() <= MAX_PARAMS, "a parameter struct is larger than MAX_PARAMS") };
+        let mut params = [0; MAX_PARAMS];
+        let len = size_of::<K::Params>();
+        params[..len].copy_from_slice(bytemuck::bytes_of(&op.params(at)));
+        Launched { kernel: K::NAME, geometry: op.geometry(gpu), params, len }
+    }
+
+    /// The parameter struct.
+    pub fn params(&self) -> &[u8] {
+        &self.params[..self.len]
+    }
+}
+
 /// What a launch geometry may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuInfo {

@@ -1,5 +1,7 @@
 //! The demo model answers about its 40 held-out pictures what transformers answers, word for word.
 
+#![allow(clippy::print_stdout, reason = "how many answers are right is worth seeing")]
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -1,52 +1,23 @@
-//! Pictures against Pillow and Hugging Face's processors, and hostile files against the limits.
+//! Decoding against Pillow, and hostile files against the limits.
 //!
-//! The fixtures and the expected values come from tools/make_image_fixtures.py. PNG, GIF, BMP, lossless WebP, resizing and
-//! preprocessing are held to the byte; JPEG and lossy WebP to the stated number of levels.
+//! The fixtures and the expected values come from tools/make_image_fixtures.py. PNG, WebP, GIF and BMP are held to the
+//! byte, JPEG to the stated number of levels.
+
+mod image_fixtures;
 
 use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ocelli::image::{Alpha, ClipProcessor, DecodeError, Filter, Limits, Rgb, Size, decode, resize};
+use image_fixtures::{crc32, fixture, manifest};
+use ocelli::image::{Alpha, DecodeError, Limits, Rgb, decode};
 use proptest::prelude::*;
 use serde_json::Value;
 
 // ---- helpers ----
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images")
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    fs::read(folder().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-}
-
-fn manifest(group: &str) -> Vec<Value> {
-    let all: Value = serde_json::from_slice(&fixture("manifest.json")).unwrap();
-    all[group].as_array().unwrap().clone()
-}
-
 fn open(bytes: &[u8]) -> Result<Rgb, DecodeError> {
     decode(bytes, Alpha::White, &Limits::default())
-}
-
-/// CRC-32 as in zlib and PNG.
-fn crc32(bytes: &[u8]) -> u32 {
-    let table: Vec<u32> =
-        (0..256u32).map(|n| (0..8).fold(n, |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })).collect();
-    !bytes.iter().fold(u32::MAX, |c, b| table[((c ^ u32::from(*b)) & 0xff) as usize] ^ (c >> 8))
-}
-
-fn crc32_f32(values: &[f32]) -> u32 {
-    crc32(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
-}
-
-/// The picture that tools/make_image_fixtures.py calls `pattern`.
-fn pattern(width: u32, height: u32) -> Rgb {
-    let value = |y: u32, x: u32, c: u32| ((37 * y + 101 * x + 53 * c + 7 * (x * y % 251)) % 256) as u8;
-    let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| value(y, x, c))));
-    Rgb::new(width, height, pixels.collect()).unwrap()
 }
 
 /// Largest and mean difference.
@@ -131,12 +102,12 @@ fn gif_first_frame_is_pillows_to_the_byte() {
 fn bmp_is_pillows_to_the_byte() {
     assert_eq!(decodes_exactly(".bmp"), 6);
     // Pillow rounds 5 and 6 bits down to 8, we to nearest.
-    decodes_closely("rgb_565.bmp", 1, 0.6);
+    decodes_closely("rgb_565.bmp", 1, 0.5);
 }
 
 #[test]
-fn lossless_webp_and_first_frames_are_pillows_to_the_byte() {
-    assert_eq!(decodes_exactly(".webp"), 11);
+fn webp_lossy_lossless_and_first_frames_are_pillows_to_the_byte() {
+    assert_eq!(decodes_exactly(".webp"), 13);
 }
 
 #[test]
@@ -147,42 +118,38 @@ fn all_eight_exif_orientations_are_applied_in_png_and_webp() {
 #[test]
 fn all_eight_exif_orientations_are_applied_in_jpeg_and_a_broken_block_is_ignored() {
     for turn in 1..=8 {
-        decodes_closely(&format!("orientation_{turn}.jpg"), 3, 0.1);
+        decodes_closely(&format!("orientation_{turn}.jpg"), 2, 0.02);
     }
-    decodes_closely("broken_exif.jpg", 3, 0.1);
+    decodes_closely("broken_exif.jpg", 2, 0.02);
 }
 
-/// Levels of difference to libjpeg-turbo, measured on these files: without chroma interpolation only the inverse DCT
-/// rounds differently; with it, the interpolation does too, and most at the right edge, where libjpeg repeats the last
-/// chroma sample and `zune-jpeg` goes on into the padding.
+/// Levels of difference to libjpeg-turbo 3 as Pillow 11.3 ships it, as measured on these files. Without chroma
+/// interpolation only the inverse DCT rounds differently; with it, the interpolation does too.
+///
+/// Two places can differ more, which these files do not show: in the last column libjpeg repeats the last chroma sample
+/// where `zune-jpeg` goes on into the padding (27 levels seen in 1500 pictures of coloured noise), and up to 4 pixels of
+/// width libjpeg does not interpolate chroma at all (45 levels seen).
 #[test]
 fn jpeg_is_pillows_within_a_few_levels() {
-    for name in ["baseline_444", "progressive_444", "rgb", "scan_a_component_444"] {
-        decodes_closely(&format!("{name}.jpg"), 3, 0.05);
+    for name in ["grey", "progressive_grey", "rgb", "one_pixel"] {
+        decodes_closely(&format!("{name}.jpg"), 1, 0.01);
     }
-    for name in ["grey", "progressive_grey", "one_pixel"] {
-        decodes_closely(&format!("{name}.jpg"), 1, 0.05);
+    for name in ["baseline_444", "progressive_444", "scan_a_component_444", "scan_a_component_411"] {
+        decodes_closely(&format!("{name}.jpg"), 3, 0.02);
     }
     for name in ["baseline_422", "progressive_422", "scan_a_component_422"] {
-        decodes_closely(&format!("{name}.jpg"), 8, 0.4);
+        decodes_closely(&format!("{name}.jpg"), 3, 0.2);
     }
     for name in ["baseline_420", "progressive_420", "restarts", "progressive_restarts", "low_quality", "tall"] {
-        decodes_closely(&format!("{name}.jpg"), 8, 0.6);
+        decodes_closely(&format!("{name}.jpg"), 4, 0.4);
     }
-    decodes_closely("scan_a_component_411.jpg", 8, 0.6);
 }
 
 #[test]
 fn cmyk_ycck_and_adobes_inversion_are_pillows_within_two_levels() {
     for name in ["cmyk_adobe.jpg", "cmyk_plain.jpg", "ycck.jpg"] {
-        decodes_closely(name, 2, 0.1);
+        decodes_closely(name, 2, 0.01);
     }
-}
-
-#[test]
-fn lossy_webp_is_pillows_within_a_level() {
-    decodes_closely("lossy.webp", 1, 0.1);
-    decodes_closely("lossy_alpha.webp", 1, 0.1);
 }
 
 #[test]
@@ -384,6 +351,15 @@ fn a_million_empty_chunks_and_data_in_a_hundred_thousand_pieces_take_no_time() {
     let pieces: Vec<u8> = image.iter().flat_map(|b| chunk(b"IDAT", &[*b])).collect();
     let file = [head(3000, 3000, 0).as_slice(), &empty, &nothing, &pieces, &chunk(b"IEND", &[])].concat();
     assert_within(Duration::from_secs(3), "decoding it", || assert_eq!(open(&file).unwrap().width(), 3000));
+}
+
+#[test]
+fn a_webp_full_of_code_tables_is_refused_at_once() {
+    let bomb = webp_of_code_tables();
+    assert_within(Duration::from_secs(2), "refusing it", || {
+        let message = refusal(open(&bomb), is_too_large);
+        assert!(message.contains("raise max_decode_bytes"), "{message}");
+    });
 }
 
 // ---- damaged and cut off ----
@@ -598,131 +574,7 @@ fn refused_bombs_cost_no_memory_and_accepted_pictures_what_was_estimated() {
     assert!(grew < 8 << 10, "a refused bomb grew the process by {grew} KiB");
     // 7000x7000 grey: 49 MB as grey, 147 MB as RGB, and the compressed stream.
     let grew = kib_to_decode(&png(7000, 7000, 0, &zlib_zeros(7000 * 7001)));
-    assert!(grew < (7000 * 7000 * 4 >> 10) + (8 << 10), "a 49-megapixel picture grew the process by {grew} KiB");
-}
-
-// ---- resizing and preprocessing ----
-
-#[test]
-fn resizing_is_pillows_to_the_byte() {
-    let cases = manifest("resize");
-    assert!(cases.len() >= 60);
-    for case in &cases {
-        let number = |i: usize| u32::try_from(case[i].as_u64().unwrap()).unwrap();
-        let filter = if case[4] == "bicubic" { Filter::Bicubic } else { Filter::Bilinear };
-        let out = resize(&pattern(number(0), number(1)), number(2), number(3), filter).unwrap();
-        assert_eq!((out.width(), out.height()), (number(2), number(3)));
-        assert_eq!(crc32(out.data()), number(5), "{case}");
-    }
-}
-
-/// Pillow 11.3, by its values rather than a checksum.
-#[test]
-fn a_resized_picture_has_these_values() {
-    let red = |img: &Rgb| img.data().iter().step_by(3).copied().collect::<Vec<u8>>();
-    let small = resize(&pattern(8, 6), 5, 4, Filter::Bicubic).unwrap();
-    assert_eq!(
-        red(&small),
-        [50, 175, 126, 170, 124, 113, 149, 117, 140, 142, 138, 129, 123, 125, 126, 119, 119, 125, 131, 130]
-    );
-    let small = resize(&pattern(8, 6), 5, 4, Filter::Bilinear).unwrap();
-    assert_eq!(
-        red(&small),
-        [56, 166, 127, 164, 129, 112, 142, 122, 138, 139, 135, 129, 125, 128, 127, 121, 125, 126, 127, 131]
-    );
-}
-
-#[test]
-fn resizing_does_not_depend_on_the_number_of_threads() {
-    let img = pattern(301, 227);
-    let many = resize(&img, 97, 131, Filter::Bicubic).unwrap();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    assert_eq!(pool.install(|| resize(&img, 97, 131, Filter::Bicubic).unwrap()), many);
-}
-
-#[test]
-fn impossible_sizes_are_errors() {
-    for (width, height) in [(0, 5), (5, 0), (u32::MAX, 1), (u32::MAX, u32::MAX)] {
-        assert!(resize(&pattern(3, 3), width, height, Filter::Bicubic).is_err());
-    }
-    assert!(Rgb::new(2, 2, vec![0; 11]).is_err());
-    assert!(Rgb::new(0, 2, vec![]).is_err());
-    assert!(Rgb::new(u32::MAX, u32::MAX, vec![0; 3]).is_err());
-}
-
-/// The settings of llava-hf/llava-1.5-*-hf.
-fn llava() -> ClipProcessor {
-    ClipProcessor {
-        do_pad: false,
-        do_resize: true,
-        size: Size::ShortestEdge(336),
-        resample: Filter::Bicubic,
-        do_center_crop: true,
-        crop: (336, 336),
-        do_rescale: true,
-        rescale_factor: 1.0 / 255.0,
-        do_normalize: true,
-        mean: [0.48145466, 0.4578275, 0.40821073],
-        std: [0.26862954, 0.26130258, 0.27577711],
-    }
-}
-
-/// The settings that tools/make_image_fixtures.py calls `name`.
-fn variant(name: &str) -> ClipProcessor {
-    let base = ClipProcessor { size: Size::ShortestEdge(24), ..llava() };
-    match name {
-        "llava" => llava(),
-        "pad" => ClipProcessor { do_pad: true, ..llava() },
-        "bilinear" => ClipProcessor { resample: Filter::Bilinear, ..llava() },
-        "exact" => ClipProcessor { size: Size::Exact { height: 70, width: 90 }, crop: (70, 90), ..llava() },
-        "exact_then_cut" => ClipProcessor { size: Size::Exact { height: 70, width: 91 }, crop: (33, 44), ..llava() },
-        "exact_then_widened" => {
-            ClipProcessor { size: Size::Exact { height: 33, width: 91 }, crop: (40, 44), ..llava() }
-        }
-        "small" => ClipProcessor { size: Size::ShortestEdge(28), crop: (28, 28), ..llava() },
-        "no_resize" => ClipProcessor { do_resize: false, crop: (101, 64), ..llava() },
-        "no_crop" => ClipProcessor { do_center_crop: false, ..base },
-        "no_rescale" => ClipProcessor { do_rescale: false, ..base },
-        "no_normalize" => ClipProcessor { do_normalize: false, ..base },
-        "half_range" => ClipProcessor { rescale_factor: 1.0 / 127.5, mean: [1.0; 3], std: [1.0; 3], ..base },
-        other => panic!("no variant {other}"),
-    }
-}
-
-/// Sizes from 1x1 on, around 336 and far from square; every switch of the settings.
-#[test]
-fn preprocessing_is_hugging_faces_pil_backend_to_the_bit() {
-    let cases = manifest("clip");
-    assert!(cases.len() >= 150);
-    for case in &cases {
-        let number = |i: usize| u32::try_from(case[i].as_u64().unwrap()).unwrap();
-        let processor = variant(case[0].as_str().unwrap());
-        let out = processor.apply(&pattern(number(1), number(2))).unwrap();
-        assert_eq!((out.width(), out.height()), (number(3), number(4)), "{case}");
-        assert_eq!(crc32_f32(&processor.normalise(&out)), number(5), "{case}");
-    }
-}
-
-#[test]
-fn the_table_is_what_each_byte_becomes() {
-    let processor = llava();
-    let table = processor.table();
-    assert_eq!(table.len(), 3 * 256);
-    let bytes: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
-    assert_eq!(processor.normalise(&Rgb::new(256, 1, bytes).unwrap()), table);
-    // (0 - 0.48145466) / 0.26862954 and (1 - 0.40821073) / 0.27577711.
-    assert_eq!((table[0], table[767]), (-1.7922626, 2.1458969));
-}
-
-#[test]
-fn a_thin_picture_costs_no_more_than_its_crop() {
-    let thin = Rgb::filled(1, 20_000, [9, 8, 7]).unwrap();
-    assert_within(Duration::from_secs(1), "preprocessing a 1x20000 picture", || {
-        let out = llava().apply(&thin).unwrap();
-        assert!(out.data().chunks(3).all(|px| px == [9, 8, 7]) && (out.width(), out.height()) == (336, 336));
-    });
-    let message = ClipProcessor { do_center_crop: false, ..llava() }.apply(&thin).unwrap_err().to_string();
-    assert!(message.contains("1x20000") && message.contains("336x6720000"), "{message}");
+    assert!(grew < ((7000 * 7000 * 4) >> 10) + (8 << 10), "a 49-megapixel picture grew the process by {grew} KiB");
 }
 
 // ---- nothing panics ----
@@ -766,20 +618,9 @@ proptest! {
     ) {
         let _ = decode(&[magic, &body].concat(), Alpha::White, &tight());
     }
-
-    #[test]
-    fn any_size_resizes(
-        (w, h, width, height) in (1u32..40, 1u32..40, 1u32..90, 1u32..90),
-        bicubic: bool,
-    ) {
-        let filter = if bicubic { Filter::Bicubic } else { Filter::Bilinear };
-        // One colour stays one colour, whatever the weights.
-        let out = resize(&Rgb::filled(w, h, [255, 0, 77]).unwrap(), width, height, filter).unwrap();
-        prop_assert!(out.data().chunks(3).all(|px| px == [255, 0, 77]));
-    }
 }
 
-// ---- making PNGs ----
+// ---- making files ----
 
 fn chunk(kind: &[u8; 4], body: &[u8]) -> Vec<u8> {
     let named = [kind.as_slice(), body].concat();
@@ -796,28 +637,80 @@ fn png(width: u32, height: u32, colour: u8, data: &[u8]) -> Vec<u8> {
     [head(width, height, colour), chunk(b"IDAT", data), chunk(b"IEND", &[])].concat()
 }
 
+/// Bits from the lowest of each byte up, as in deflate and in WebP.
+#[derive(Default)]
+struct BitWriter {
+    out: Vec<u8>,
+    buffer: u64,
+    filled: u32,
+}
+
+impl BitWriter {
+    fn put(&mut self, value: u32, bits: u32) {
+        self.buffer |= u64::from(value) << self.filled;
+        self.filled += bits;
+        while self.filled >= 8 {
+            self.out.push(self.buffer as u8);
+            self.buffer >>= 8;
+            self.filled -= 8;
+        }
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.put(0, 7);
+        self.out
+    }
+}
+
 /// A zlib stream of `n` zeros, about n / 159 bytes: one literal, then repeats of 258 with the fixed Huffman codes.
 fn zlib_zeros(n: u64) -> Vec<u8> {
-    let mut out = vec![0x78, 0x01];
-    let (mut buffer, mut filled) = (0u32, 0);
-    let mut put = |value: u32, bits: u32| {
-        buffer |= value << filled;
-        filled += bits;
-        while filled >= 8 {
-            out.push(buffer as u8);
-            buffer >>= 8;
-            filled -= 8;
-        }
-    };
+    let mut bits = BitWriter { out: vec![0x78, 0x01], ..BitWriter::default() };
     // Codes stand with their first bit lowest: literal 0, length 258 with distance 1, end of block.
     let (literal, repeat, end) = ((0b0000_1100, 8), (0b0_1010_0011, 13), (0, 7));
-    put(0b011, 3);
-    (0..n.min(1)).for_each(|_| put(literal.0, literal.1));
-    (0..n.saturating_sub(1) / 258).for_each(|_| put(repeat.0, repeat.1));
-    (0..n.saturating_sub(1) % 258).for_each(|_| put(literal.0, literal.1));
-    put(end.0, end.1);
-    put(0, 7);
+    bits.put(0b011, 3);
+    (0..n.min(1)).for_each(|_| bits.put(literal.0, literal.1));
+    (0..n.saturating_sub(1) / 258).for_each(|_| bits.put(repeat.0, repeat.1));
+    (0..n.saturating_sub(1) % 258).for_each(|_| bits.put(literal.0, literal.1));
+    bits.put(end.0, end.1);
     let adler = (u32::try_from(n % 65_521).unwrap() << 16) | 1;
-    out.extend_from_slice(&adler.to_be_bytes());
-    out
+    [bits.finish().as_slice(), &adler.to_be_bytes()].concat()
+}
+
+/// A 1x1 lossless WebP of 3.8 MB whose 65536 groups of five prefix codes, all of eleven symbols with up to ten bits, take
+/// 1.3 GiB as look-up tables.
+fn webp_of_code_tables() -> Vec<u8> {
+    let mut bits = BitWriter::default();
+    // 1x1, no alpha, version 0; no transform, no cache; a picture of groups, 4x4 pixels a block, without a cache.
+    [(0, 14), (0, 14), (0, 1), (0, 3), (0, 1), (0, 1), (1, 1), (0, 3), (0, 1)]
+        .iter()
+        .for_each(|(v, n)| bits.put(*v, *n));
+    // Its one pixel: green 255, red 255 is group 65535.
+    for symbol in [255, 255, 0, 0, 0] {
+        [(1, 1), (0, 1), (1, 1), (symbol, 8)].iter().for_each(|(v, n)| bits.put(*v, *n));
+    }
+    // Code lengths 1 to 6 are coded in three bits, 7 to 10 in four; here by value, first bit lowest.
+    let codes = [
+        (0, 0),
+        (0b000, 3),
+        (0b100, 3),
+        (0b010, 3),
+        (0b110, 3),
+        (0b001, 3),
+        (0b101, 3),
+        (0b0011, 4),
+        (0b1011, 4),
+        (0b0111, 4),
+        (0b1111, 4),
+    ];
+    for _ in 0..65_536 * 5 {
+        // No simple code; 14 lengths in the order 17 18 0 1 2 3 4 5 16 6 7 8 9 10; eleven symbols follow.
+        [(0, 1), (10, 4)].iter().for_each(|(v, n)| bits.put(*v, *n));
+        [0, 0, 0, 3, 3, 3, 3, 3, 0, 3, 4, 4, 4, 4].iter().for_each(|v| bits.put(*v, 3));
+        [(1, 1), (1, 3), (9, 4)].iter().for_each(|(v, n)| bits.put(*v, *n));
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10].iter().for_each(|len: &usize| bits.put(codes[*len].0, codes[*len].1));
+    }
+    let mut data = [&[0x2f], bits.finish().as_slice(), &[0; 8]].concat();
+    data.resize(data.len().next_multiple_of(2), 0);
+    let len = |n: usize| u32::try_from(n).unwrap().to_le_bytes();
+    [b"RIFF".as_slice(), &len(data.len() + 12), b"WEBPVP8L", &len(data.len()), &data].concat()
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the picture fixtures of tests/images.rs.
+"""Make the picture fixtures of tests/images.rs and tests/image_preprocessing.rs.
 
 Pillow (with libjpeg-turbo and libwebp) decodes and resizes, Hugging Face's PIL image processors preprocess; what they
 answer is what the tests expect. The pictures are made here, from seeds.
@@ -8,8 +8,8 @@ answer is what the tests expect. The pictures are made here, from seeds.
     python tools/make_image_fixtures.py        # writes tests/fixtures/images
 
 A case of manifest.json names its file, size, and the CRC-32 of the RGB bytes under both rules for transparency: `white`
-(composited on white) and `drop` (Pillow's convert("RGB")). Lossy formats add `reference`, a PNG of the RGB bytes, because
-decoders may differ there by a few levels.
+(composited on white) and `drop` (Pillow's convert("RGB")). Where decoders may differ by a few levels (JPEG), `reference` is
+a PNG of the RGB bytes.
 """
 
 import io
@@ -143,7 +143,9 @@ def pngs():
     case("interlaced.png", png(np.asarray(photo(13, 11)), 8, 2, interlace=True))
     gamma = chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"cHRM", struct.pack(">8I", *[31270, 32900, 70000, 29000, 20000, 75000, 13000, 5000]))
     case("gamma.png", png(np.asarray(img), 8, 2, extra=gamma))
-    case("icc.png", encoded(img, "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    # Without the date of making.
+    case("icc.png", encoded(img, "PNG", icc_profile=profile[:24] + bytes(12) + profile[36:]))
     frames = [photo(16, 12, s) for s in (1, 2, 3)]
     case("animated.png", encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]))
     case("one_pixel.png", encoded(photo(1, 1), "PNG"))
@@ -222,9 +224,9 @@ def webps():
     img = photo(61, 47)
     rgba = img.copy()
     rgba.putalpha(ramp(61, 47))
-    case("lossy.webp", encoded(img, "WEBP", quality=80), lossy=True)
+    case("lossy.webp", encoded(img, "WEBP", quality=80))
     case("lossless.webp", encoded(img, "WEBP", lossless=True))
-    case("lossy_alpha.webp", encoded(rgba, "WEBP", quality=80), lossy=True)
+    case("lossy_alpha.webp", encoded(rgba, "WEBP", quality=80))
     case("lossless_alpha.webp", encoded(rgba, "WEBP", lossless=True, exact=True))
     frames = [photo(32, 24, s) for s in (1, 2, 3)]
     case("animated.webp", encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))

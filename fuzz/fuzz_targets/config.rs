@@ -2,6 +2,8 @@
 
 #![no_main]
 
+use ocelli::config::{Config, Files};
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = ocelli::config::fuzz(data);
+    let _ = Config::parse(&Files { config: data, generation: None, preprocessor: None, processor: None });
 });

@@ -3,5 +3,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = ocelli::weights::fuzz_header(data);
+    let _ = ocelli::weights::header::parse(data);
 });

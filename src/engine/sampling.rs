@@ -59,7 +59,7 @@ impl Sampling {
     /// Names the parameter, its value and what is allowed.
     pub fn check(&self) -> Result<()> {
         let within = |name: &str, value: f64, low: f64, high: f64| {
-            ensure!((low..=high).contains(&value), "{name} is {value}; it must lie in {low} to {high}");
+            ensure!((low..=high).contains(&value), "{name} is {value:?}; it must lie in {low} to {high}");
             Ok(())
         };
         within("temperature", self.temperature, 0.0, 2.0)?;
@@ -114,7 +114,7 @@ mod tests {
             (Sampling { temperature: -0.1, ..base() }, "temperature is -0.1"),
             (Sampling { top_p: 0.0, ..base() }, "top_p is 0"),
             (Sampling { top_p: 1.1, ..base() }, "top_p is 1.1"),
-            (Sampling { min_p: 2.0, ..base() }, "min_p is 2; it must lie in 0 to 1"),
+            (Sampling { min_p: 2.0, ..base() }, "min_p is 2.0; it must lie in 0 to 1"),
             (Sampling { repetition_penalty: 0.0, ..base() }, "repetition_penalty is 0"),
             (Sampling { presence_penalty: 3.0, ..base() }, "presence_penalty is 3"),
             (Sampling { frequency_penalty: f64::INFINITY, ..base() }, "frequency_penalty is inf"),

@@ -17,6 +17,7 @@ mod orient;
 mod png;
 pub mod resize;
 mod sniff;
+mod vp8l;
 mod webp;
 
 use std::fmt;

@@ -11,7 +11,7 @@ use super::convert;
 use super::decode::Alpha;
 use super::error::{Result, invalid};
 use super::limits::{Limits, plane};
-use super::orient;
+use super::{orient, vp8l};
 
 /// Bytes before the first chunk: `RIFF`, size, `WEBP`.
 const RIFF: usize = 12;
@@ -22,21 +22,15 @@ const ANIMATION: u8 = 0x02;
 
 /// Bytes a pixel that `image-webp` and the conversion to RGB hold at their peak. Lossy: 4:2:0 planes and RGB. With
 /// alpha: planes, RGBA, the alpha plane with the RGBA of its own lossless picture, RGB. Lossless: RGBA and RGB. An
-/// animation holds frame and canvas.
+/// animation holds a frame of any kind beside the canvas.
 const LOSSY: u64 = 5;
 const LOSSY_ALPHA: u64 = 14;
 const LOSSLESS: u64 = 8;
-
-/// One bitstream: the still picture, or the first frame.
-struct Bitstream {
-    size: (u32, u32),
-    lossless: bool,
-}
+const ANIMATED: u64 = LOSSY_ALPHA + LOSSLESS;
 
 pub(super) fn decode(bytes: &[u8], alpha: Alpha, limits: &Limits) -> Result<(Rgb, Orientation)> {
     let file = riff(bytes)?;
-    let (canvas, pixel) = measure(file, limits)?;
-    limits.check_memory(plane(canvas.0, canvas.1, pixel))?;
+    let canvas = check(file, limits)?;
     let decoder = WebPDecoder::new(Cursor::new(file)).or_else(|e| invalid(format!("the WebP is damaged: {e}")))?;
     let picture = convert::read(decoder, canvas, alpha)?;
     let exif = chunks(file, RIFF).find_map(|c| c.ok().filter(|c| c.kind == *b"EXIF"));
@@ -53,32 +47,35 @@ fn riff(bytes: &[u8]) -> Result<&[u8]> {
     }
 }
 
-/// Canvas and bytes a pixel. Every size that the decoder will allocate by is checked, not only the canvas: a bitstream
-/// has a size of its own.
-fn measure(file: &[u8], limits: &Limits) -> Result<((u32, u32), u64)> {
+/// Holds every size that the decoder will allocate by to the limits, not only the canvas: a bitstream has a size of its
+/// own. Returns the canvas.
+fn check(file: &[u8], limits: &Limits) -> Result<(u32, u32)> {
     let Some(first) = chunks(file, RIFF).next().transpose()? else {
         return invalid("the WebP is damaged: it has no chunks");
     };
     if first.kind != *b"VP8X" {
-        let still = bitstream(&first)?;
-        limits.check_size(still.size.0, still.size.1)?;
-        return Ok((still.size, if still.lossless { LOSSLESS } else { LOSSY }));
+        let canvas = bitstream_size(&first)?;
+        limits.check_size(canvas.0, canvas.1)?;
+        let pixel = if first.kind == *b"VP8L" { LOSSLESS } else { LOSSY };
+        check_picture(std::iter::once(Ok(first)), canvas, plane(canvas.0, canvas.1, pixel), limits)?;
+        return Ok(canvas);
     }
     let (Some([flags]), Some(w), Some(h)) = (array(first.data, 0), le24(first.data, 4), le24(first.data, 7)) else {
         return invalid("the WebP is damaged: its VP8X chunk has fewer than 10 bytes");
     };
     let canvas = (w + 1, h + 1);
     limits.check_size(canvas.0, canvas.1)?;
-    if flags & ANIMATION != 0 {
-        animation(file, canvas)?;
-        return Ok((canvas, LOSSY_ALPHA + LOSSLESS));
+    if flags & ANIMATION == 0 {
+        check_picture(chunks(file, RIFF), canvas, plane(canvas.0, canvas.1, LOSSY_ALPHA), limits)?;
+    } else {
+        let (frame, size) = first_frame(file, canvas)?;
+        check_picture(chunks(frame, ANMF), size, plane(canvas.0, canvas.1, ANIMATED), limits)?;
     }
-    let still = picture(chunks(file, RIFF), canvas)?;
-    Ok((canvas, if still.lossless { LOSSLESS } else { LOSSY_ALPHA }))
+    Ok(canvas)
 }
 
-/// The first frame must lie on the canvas.
-fn animation(file: &[u8], canvas: (u32, u32)) -> Result<()> {
+/// The first ANMF chunk and the size of its frame, which must lie on the canvas.
+fn first_frame(file: &[u8], canvas: (u32, u32)) -> Result<(&[u8], (u32, u32))> {
     let mut frames = chunks(file, RIFF).filter(|c| c.as_ref().map_or(true, |c| c.kind == *b"ANMF"));
     let Some(frame) = frames.next().transpose()?.map(|c| c.data) else {
         return invalid("the WebP is damaged: an animation without a frame");
@@ -87,43 +84,59 @@ fn animation(file: &[u8], canvas: (u32, u32)) -> Result<()> {
     let (Some(x), Some(y), Some(w), Some(h)) = (field(0), field(3), field(6), field(9)) else {
         return invalid("the WebP is damaged: its first frame has fewer than 16 bytes");
     };
-    let size = (w + 1, h + 1);
-    if x * 2 + size.0 > canvas.0 || y * 2 + size.1 > canvas.1 {
+    let (right, bottom) = (x * 2 + w + 1, y * 2 + h + 1);
+    if right > canvas.0 || bottom > canvas.1 {
+        let (w, h) = canvas;
         return invalid(format!(
-            "the WebP is damaged: its first frame, {}x{} at ({}, {}), leaves its {}x{} canvas",
-            size.0,
-            size.1,
-            x * 2,
-            y * 2,
-            canvas.0,
-            canvas.1
+            "the WebP is damaged: its first frame reaches {right}x{bottom}, its canvas is {w}x{h}"
         ));
     }
-    picture(chunks(frame, ANMF), size).map(|_| ())
+    Ok((frame, (w + 1, h + 1)))
 }
 
-/// The bitstream among `chunks`, which must be of the size that its container states.
-fn picture<'a>(chunks: impl Iterator<Item = Result<Chunk<'a>>>, size: (u32, u32)) -> Result<Bitstream> {
-    let mut found = None;
+/// Holds the bitstreams among `chunks` to the size that their container states, and their code tables with the `held`
+/// bytes of the pixels to the memory limit.
+fn check_picture<'a>(
+    chunks: impl Iterator<Item = Result<Chunk<'a>>>,
+    size: (u32, u32),
+    held: u64,
+    limits: &Limits,
+) -> Result<()> {
+    limits.check_memory(held)?;
+    let mut held = held;
+    let mut found = false;
     for chunk in chunks {
         let chunk = chunk?;
-        if chunk.kind != *b"VP8 " && chunk.kind != *b"VP8L" {
-            continue;
+        // Lossless streams begin behind a header of five bytes; that of an alpha plane has one, and may be raw.
+        let lossless = match (&chunk.kind, chunk.data) {
+            (b"VP8L", data) => data.get(5..),
+            (b"ALPH", [header, data @ ..]) if header & 3 == 1 => Some(data),
+            _ => None,
+        };
+        if matches!(&chunk.kind, b"VP8 " | b"VP8L") {
+            found = true;
+            let (w, h) = bitstream_size(&chunk)?;
+            if (w, h) != size {
+                return invalid(format!(
+                    "the WebP contradicts itself: its container says {}x{}, its bitstream {w}x{h}",
+                    size.0, size.1
+                ));
+            }
         }
-        let stream = bitstream(&chunk)?;
-        if stream.size != size {
-            return invalid(format!(
-                "the WebP contradicts itself: its container says {}x{}, its bitstream {}x{}",
-                size.0, size.1, stream.size.0, stream.size.1
-            ));
+        if let Some(stream) = lossless {
+            let budget = limits.max_decode_bytes - held;
+            let Some(tables) = vp8l::table_bytes(stream, size.0, size.1, budget) else {
+                return invalid("the WebP is damaged: its lossless stream has an invalid code, or ends too early");
+            };
+            held += tables;
+            limits.check_memory(held)?;
         }
-        found.get_or_insert(stream);
     }
-    found.ok_or(()).or_else(|()| invalid("the WebP is damaged: it has no bitstream (VP8 or VP8L chunk)"))
+    if found { Ok(()) } else { invalid("the WebP is damaged: it has no bitstream (VP8 or VP8L chunk)") }
 }
 
-/// Size and kind of a VP8 or VP8L chunk.
-fn bitstream(chunk: &Chunk) -> Result<Bitstream> {
+/// The size that a VP8 or VP8L chunk states.
+fn bitstream_size(chunk: &Chunk) -> Result<(u32, u32)> {
     let data = chunk.data;
     let parsed = match &chunk.kind {
         b"VP8 " if array(data, 3) == Some([0x9d, 0x01, 0x2a]) => {
@@ -135,7 +148,7 @@ fn bitstream(chunk: &Chunk) -> Result<Bitstream> {
         _ => None,
     };
     match parsed {
-        Some(size) => Ok(Bitstream { size, lossless: chunk.kind == *b"VP8L" }),
+        Some(size) => Ok(size),
         None => invalid(format!("the WebP is damaged: its {} chunk has no valid header", chunk.kind.escape_ascii())),
     }
 }

@@ -32,11 +32,16 @@ pub use rope_kv::{RopeKv, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::Spans;
+use crate::kernel::{Cost, GpuInfo, Kernel, Launched};
+use crate::mem::{Bases, Spans};
 
 macro_rules! ops {
-    ($($op:ident),* $(,)?) => {
+    (@launched $op:ident $at:ident $gpu:ident Launch) => { Some(Launched::new($op, $at, $gpu)) };
+    (@launched $op:ident $at:ident $gpu:ident) => {{
+        let _ = $op;
+        None
+    }};
+    ($($op:ident $(: $launch:ident)?),* $(,)?) => {
         /// Any op of the list.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
@@ -61,6 +66,11 @@ macro_rules! ops {
                 match self { $(Op::$op(op) => op.writes()),* }
             }
 
+            /// The op as a launch, or `None` if it has no device kernel.
+            pub fn launched(&self, at: &Bases, gpu: &GpuInfo) -> Option<Launched> {
+                match self { $(Op::$op(op) => ops!(@launched op at gpu $($launch)?)),* }
+            }
+
             /// See [`Kernel::reference`].
             pub fn reference(&self, m: &HostMem) {
                 match self { $(Op::$op(op) => op.reference(m)),* }
@@ -76,5 +86,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
+    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
 }

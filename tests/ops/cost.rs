@@ -90,13 +90,16 @@ fn attention_moves_queries_outputs_and_the_cache_of_the_stated_context() {
 
     let kv = PagedKv { k: l.take(4096), v: l.take(4096), kv_heads: 2, head_dim };
     let (block_table, seq_lens, query_start, positions) = (l.take(6), l.take(2), l.take(3), l.take(5));
-    // Two sequences of 20 cached tokens: queries and outputs of 32 values, and 2 * 20 * 16 of the cache.
+    // Two sequences of 20 cached tokens: queries and outputs of 32 values, 2 * 20 * 16 of the cache,
     let (seqs, max_blocks, context) = (2, 3, 20);
     let decode = PagedDecode { o, qkv, kv, block_table, seq_lens, seqs, heads, max_blocks, context };
-    assert_eq!(costs(decode).bytes, 2 * 2 * (32 + 32 + 2 * 20 * 16));
+    // and a length and two blocks of the table, each of 4 bytes.
+    assert_eq!(costs(decode).bytes, 2 * (2 * (32 + 32 + 2 * 20 * 16) + 4 * 3));
     let prefill =
         PagedPrefill { o, qkv, kv, block_table, seq_lens, query_start, seqs, heads, tokens: 10, max_blocks, context };
-    assert_eq!(costs(prefill).bytes, 2 * (10 * (32 + 32) + 2 * 2 * 20 * 16));
+    // Here also where each sequence starts and the last ends. Ten queries of the last five of 20 see 16 to 20 keys.
+    assert_eq!(costs(prefill).bytes, 2 * (10 * (32 + 32) + 2 * 2 * 20 * 16) + 4 * (2 * 3 + 3));
+    assert_eq!(costs(prefill).flops, 4 * 2 * (16 + 17 + 18 + 19 + 20) * (4 * 8 + 4));
 
     // Five tokens: q, k and v are read; q, and k and v in the cache, are written; a row of f32 angles and two integers.
     let rope = RopeKv { qkv, kv, table: l.take(64 * 8), positions, slot_mapping: positions, tokens: 5, heads };
