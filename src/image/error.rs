@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why [`decode`](super::decode) refused a picture. Each message names the value, the limit and the remedy.
+/// Why [`decode`](super::decode()) refused a picture. Each message names the value, the limit and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// Another format, or a kind of JPEG, GIF... that is not decoded: convert it.

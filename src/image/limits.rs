@@ -2,7 +2,7 @@
 
 use super::error::{DecodeError, Result};
 
-/// Upper bounds of what [`decode`](super::decode) accepts. A field of `u64::MAX` (`u32::MAX`) is no limit.
+/// Upper bounds of what [`decode`](super::decode()) accepts. A field of `u64::MAX` (`u32::MAX`) is no limit.
 ///
 /// The decoded size is the danger, not the file: a 6 KB JPEG can claim 13000x13000 pixels, and a 1x20000 picture becomes
 /// 336x6720000 when its short edge is resized to 336.

@@ -21,7 +21,7 @@ pub const IN_PROMPT: i32 = 1 << 30;
 ///
 /// In order: repetition penalty, frequency and presence penalty, then the most likely token if the temperature is 0
 /// (the lowest id among equals), else temperature, top-k, top-p, min-p, and a draw. The draw takes the largest
-/// `score + gumbel noise`, which is an exact sample of the softmax; the noise of a token is [`philox`](super::philox)
+/// `score + gumbel noise`, which is an exact sample of the softmax; the noise of a token is Philox
 /// of the seed, the step and the token. Log-probabilities are the log-softmax of the logits as they came.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
