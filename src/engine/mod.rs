@@ -37,12 +37,27 @@ pub use sampling::Sampling;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::backend::Cpu;
+use crate::backend::{Any, Cpu};
 use crate::mem::{DType, Region};
 use crate::models::{Limits, Vlm};
 use crate::{Error, Result};
 
-/// Refuse what would not fit, before anything is allocated. Tensors that are read in the mapped file take no memory of
+/// Allocate the regions of `model` on `device`.
+fn backend(device: Device, model: &dyn Vlm, limits: &Limits) -> Result<Any> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => {
+            let cuda = crate::backend::cuda::Cuda::new(ordinal, model.regions(), 0).map_err(Error::Device)?;
+            Ok(Any::Cuda(Box::new(cuda)))
+        }
+        _ => {
+            check_memory(model, limits).map_err(Error::Capacity)?;
+            Ok(Any::Cpu(Cpu::new(model.regions()).map_err(Error::Device)?))
+        }
+    }
+}
+
+/// Refuse what would not fit the host, before anything is allocated. Tensors that are read in the mapped file take no memory of
 /// their own.
 fn check_memory(model: &dyn Vlm, limits: &Limits) -> anyhow::Result<()> {
     let available = available_memory();
@@ -72,7 +87,7 @@ fn check_memory(model: &dyn Vlm, limits: &Limits) -> anyhow::Result<()> {
 /// A loaded model, ready to answer one request after another.
 pub struct Engine {
     checkpoint: Checkpoint,
-    runner: Runner<Cpu>,
+    runner: Runner<Any>,
     blocks: BlockPool,
     warnings: Vec<String>,
     load_ms: f64,
@@ -87,8 +102,8 @@ impl Engine {
     /// [`Error::Request`] for impossible options.
     pub fn open(dir: &Path, options: &Options, mut progress: impl FnMut(u64, u64)) -> Result<Engine> {
         let start = Instant::now();
-        options.device.check().map_err(Error::Device)?;
         let checkpoint = Checkpoint::open(dir, options)?;
+        let device = options.device.choose(checkpoint.dtype).map_err(Error::Device)?;
         let limits = Limits {
             max_model_len: checkpoint.max_model_len,
             max_num_seqs: 1,
@@ -98,9 +113,8 @@ impl Engine {
             kv_blocks: checkpoint.max_model_len.div_ceil(crate::ops::KV_BLOCK),
         };
         let model = checkpoint.build(limits)?;
-        check_memory(&*model, &limits).map_err(Error::Capacity)?;
         let warnings = [checkpoint.warnings(), model.warnings()].concat();
-        let backend = Cpu::new(model.regions()).map_err(Error::Device)?;
+        let backend = backend(device, &*model, &limits)?;
         let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
         let runner = Runner::new(backend, model, |bytes| {
             done += bytes;
@@ -119,7 +133,7 @@ impl Engine {
 
     /// What runs the plans.
     pub fn backend_name(&self) -> &'static str {
-        "cpu"
+        self.runner.backend().name()
     }
 
     /// Type of the activations.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::str::FromStr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use crate::mem::DType;
 
@@ -55,11 +55,20 @@ pub enum Device {
 }
 
 impl Device {
-    /// Refuse what this build cannot run a model on.
-    pub(super) fn check(self) -> Result<()> {
+    /// The device to run on in `dtype`. Automatically, that is the first GPU where there is one that can.
+    ///
+    /// # Errors
+    /// If a GPU was asked for and there is none, or it does not compute in `dtype`.
+    pub(super) fn choose(self, dtype: DType) -> Result<Device> {
         match self {
-            Device::Auto | Device::Cpu => Ok(()),
-            Device::Cuda(_) => bail!("models run on the CPU in this version; leave --device out or say --device cpu"),
+            Device::Auto if dtype != DType::F32 && gpus().is_ok() => Ok(Device::Cuda(0)),
+            Device::Auto | Device::Cpu => Ok(Device::Cpu),
+            Device::Cuda(n) => {
+                let count = gpus()?;
+                ensure!(n < count, "no GPU cuda:{n}: there are {count}");
+                ensure!(dtype != DType::F32, "GPUs compute in f16 and bf16; choose --dtype bf16, or --device cpu for f32");
+                Ok(self)
+            }
         }
     }
 }
@@ -76,6 +85,20 @@ impl FromStr for Device {
             _ => Err("write auto, cpu, cuda or cuda:N".into()),
         }
     }
+}
+
+/// Number of GPUs that the kernels of this build can run on.
+#[cfg(feature = "cuda")]
+fn gpus() -> Result<usize> {
+    use crate::backend::cuda::{driver, image};
+    let count = driver::count()?;
+    ensure!(!image::embedded().is_empty(), "this build has no CUDA kernels; run tools/install-nvcc and build again");
+    Ok(count)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Result<usize> {
+    anyhow::bail!("this build has no CUDA; build with --features cuda, or say --device cpu")
 }
 
 /// Bytes of host memory that a process could still take, or 0 where the system does not say.

@@ -1,0 +1,92 @@
+//! The backend that a caller chose at run time.
+
+use anyhow::Result;
+use bytemuck::Pod;
+
+use super::Cpu;
+#[cfg(feature = "cuda")]
+use super::cuda::{self, Cuda};
+use crate::mem::{Buf, Source, Span};
+use crate::plan::{Backend, Plan, Probe, Step};
+
+/// One of the backends.
+pub enum Any {
+    /// The references on the host.
+    Cpu(Cpu),
+    /// The kernels on a GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Cuda>),
+}
+
+/// A plan linked to the backend of the same name.
+pub enum Exec {
+    /// See [`Cpu`].
+    Cpu(Vec<Step>),
+    /// See [`Cuda`].
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Exec),
+}
+
+impl Any {
+    /// `cpu` or `cuda`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Any::Cpu(_) => "cpu",
+            #[cfg(feature = "cuda")]
+            Any::Cuda(_) => "cuda",
+        }
+    }
+}
+
+/// Hand a call on to the backend inside.
+macro_rules! inner {
+    ($self:ident, $backend:ident => $call:expr) => {
+        match $self {
+            Any::Cpu($backend) => $call,
+            #[cfg(feature = "cuda")]
+            Any::Cuda($backend) => $call,
+        }
+    };
+}
+
+impl Backend for Any {
+    type Exec = Exec;
+
+    fn link(&self, plan: &Plan) -> Result<Exec> {
+        Ok(match self {
+            Any::Cpu(b) => Exec::Cpu(b.link(plan)?),
+            #[cfg(feature = "cuda")]
+            Any::Cuda(b) => Exec::Cuda(b.link(plan)?),
+        })
+    }
+
+    fn run(&self, exec: &mut Exec, probe: Option<&mut dyn Probe>) -> Result<()> {
+        match (self, exec) {
+            (Any::Cpu(b), Exec::Cpu(exec)) => b.run(exec, probe),
+            #[cfg(feature = "cuda")]
+            (Any::Cuda(b), Exec::Cuda(exec)) => b.run(exec, probe),
+            #[cfg(feature = "cuda")]
+            _ => anyhow::bail!("a plan was linked to another backend than {}", self.name()),
+        }
+    }
+
+    fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {
+        inner!(self, b => b.write(dst, src))
+    }
+
+    fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()> {
+        inner!(self, b => b.read(src, dst))
+    }
+
+    fn snapshot(&self, span: Span) -> Result<Vec<u8>> {
+        inner!(self, b => b.snapshot(span))
+    }
+
+    fn restore(&self, span: Span, bytes: &[u8]) -> Result<()> {
+        inner!(self, b => b.restore(span, bytes))
+    }
+
+    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
+        inner!(self, b => b.fill(dst, src, in_place))
+    }
+}

@@ -1,0 +1,134 @@
+//! Whole models on a GPU: step by step against the references, and the demo's answers word for word.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout)]
+
+mod gpu;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use ocelli::backend::Cpu;
+use ocelli::backend::cuda::Cuda;
+use ocelli::engine::{Checkpoint, Device, Engine, LogitRows, Options, Prompt, Request, Runner, Sampling, SequenceStep};
+use ocelli::image::{self, Alpha};
+use ocelli::mem::DType;
+use ocelli::models::{Limits, StepShape};
+use ocelli::ops::SamplingRow;
+use ocelli::plan::{Backend, Plan, bisect};
+use ocelli::text::{Message, Role};
+use serde_json::Value;
+
+const GREEDY: SamplingRow = SamplingRow::GREEDY;
+
+/// The same model on both backends.
+struct Both {
+    cpu: Runner<Cpu>,
+    cuda: Runner<Cuda>,
+}
+
+impl Both {
+    fn open(folder: &str, dtype: DType) -> Both {
+        let dir = Path::new("tests/goldens").join(folder);
+        let checkpoint = Checkpoint::open(&dir, &Options { dtype: Some(dtype), ..Options::default() }).unwrap();
+        let limits = Limits {
+            max_model_len: 128,
+            max_num_seqs: 3,
+            max_num_batched_tokens: 128,
+            max_logit_rows: 128,
+            max_tiles: 2,
+            kv_blocks: 24,
+        };
+        let [a, b] = [(); 2].map(|()| checkpoint.build(limits).unwrap());
+        let (cpu, cuda) = (Cpu::new(a.regions()).unwrap(), Cuda::new(0, b.regions(), 0).unwrap());
+        Both { cpu: Runner::new(cpu, a, |_| ()).unwrap(), cuda: Runner::new(cuda, b, |_| ()).unwrap() }
+    }
+
+    /// Give both the same inputs by running a step on each, then compare the plan of that step op by op.
+    fn step(&mut self, sequences: &[SequenceStep<'_>], tolerance: f64) {
+        let shape = self.cpu.step(sequences, LogitRows::All, None).unwrap();
+        self.cuda.step(sequences, LogitRows::All, None).unwrap();
+        self.compare(&self.cpu.model().step_plan(shape), tolerance);
+        let StepShape { decode, prefill_seqs, prefill_tokens, .. } = shape;
+        println!("{decode} decode rows and {prefill_tokens} prompt rows of {prefill_seqs} sequences agree");
+    }
+
+    fn compare(&self, plan: &Plan, tolerance: f64) {
+        let found = bisect(plan, self.cpu.backend(), self.cuda.backend(), tolerance).unwrap();
+        assert!(found.is_none(), "{}", found.unwrap());
+    }
+}
+
+/// Every op of every layer, each fed with the reference's output of the one before. One op rounds its result once more
+/// or at another place than the reference, and attention rounds its weights: a few units in the last place.
+#[test]
+fn every_step_of_tiny_models_agrees_with_the_references() {
+    if gpu::device().is_none() {
+        return;
+    }
+    for (folder, dtype, tolerance) in [
+        ("llava-tiny-gqa-f16", DType::F16, 2f64.powi(-9)),
+        ("llava-tiny-gqa-bf16", DType::Bf16, 2f64.powi(-6)),
+        ("llava-tiny-mha", DType::F16, 2f64.powi(-9)),
+        ("llava-tiny-mha", DType::Bf16, 2f64.powi(-6)),
+    ] {
+        let mut both = Both::open(folder, dtype);
+        let pictures = ["wide", "tall"].map(|name| {
+            let bytes = fs::read(format!("tests/goldens/pictures/{name}.png")).unwrap();
+            let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
+            both.cpu.model().prepare(&rgb).unwrap()
+        });
+        both.cpu.encode(&pictures, None).unwrap();
+        both.cuda.encode(&pictures, None).unwrap();
+        both.compare(&both.cpu.model().encode_plan(2), tolerance);
+        let rows: i32 = pictures.iter().map(|p| p.tokens as i32).sum();
+        let prompt: Vec<i32> = [1, 40, 41].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51, 52]).collect();
+        let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..24).rev().filter(|b| b % 3 == s).collect());
+        let whole = SequenceStep { ids: &prompt, cached: 0, blocks: &blocks[0], sampling: GREEDY };
+        both.step(&[whole], tolerance);
+        let text = SequenceStep { ids: &[1, 60, 61, 62, 63], cached: 0, blocks: &blocks[1], sampling: GREEDY };
+        both.step(&[text], tolerance);
+        let mixed = [
+            SequenceStep { ids: &[70], cached: prompt.len(), blocks: &blocks[0], sampling: GREEDY },
+            SequenceStep { ids: &[71], cached: 5, blocks: &blocks[1], sampling: GREEDY },
+            SequenceStep { ids: &prompt[..20], cached: 0, blocks: &blocks[2], sampling: GREEDY },
+        ];
+        both.step(&mixed, tolerance);
+        println!("{folder} in {dtype}: encode and steps agree");
+    }
+}
+
+fn ask(engine: &mut Engine, file: &str, question: &str) -> (String, String) {
+    let request = Request {
+        prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
+        images: vec![fs::read(Path::new("demo/images").join(file)).unwrap()],
+        sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
+    };
+    let output = engine.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+    (output.text, output.logits_hash)
+}
+
+#[test]
+fn the_demo_answers_as_on_the_cpu_and_every_run_has_the_same_bits() {
+    if gpu::device().is_none() {
+        return;
+    }
+    let expected: Value = serde_json::from_slice(&fs::read("demo/images/expected.json").unwrap()).unwrap();
+    for dtype in [DType::F16, DType::Bf16] {
+        let options = Options { device: Device::Cuda(0), dtype: Some(dtype), ..Options::default() };
+        let mut engine = Engine::open(Path::new("demo/llava-shapes"), &options, |_, _| ()).unwrap();
+        assert_eq!(engine.backend_name(), "cuda");
+        let items = expected["items"].as_array().unwrap();
+        for item in items {
+            let (file, question) = (item["file"].as_str().unwrap(), item["question"].as_str().unwrap());
+            let (text, _) = ask(&mut engine, file, question);
+            assert_eq!(text, item["text"].as_str().unwrap(), "{file}: {question}");
+        }
+        let first = ask(&mut engine, "shapes.jpg", "What is in this picture?");
+        for _ in 1..20 {
+            assert_eq!(ask(&mut engine, "shapes.jpg", "What is in this picture?"), first);
+        }
+        println!("{dtype}: {} answers as transformers gives them, 20 runs with the same bits", items.len());
+    }
+}
