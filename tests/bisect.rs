@@ -155,19 +155,7 @@ fn decoder(dtype: DType) -> Rig {
         .map(|width| r.zeros::<Act>(Region::Scratch, tokens * width));
     let picked = r.zeros::<Act>(Region::Scratch, hidden);
     let logits = r.zeros::<f32>(Region::Scratch, vocab);
-    let params = SamplingRow {
-        seed: [1, 2],
-        step: 0,
-        state: 0,
-        temperature: 0.0,
-        top_p: 1.0,
-        min_p: 0.0,
-        top_k: 0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        top_logprobs: MAX_TOP_LOGPROBS as u32,
-    };
+    let params = SamplingRow { seed: [1, 2], state: 0, top_logprobs: MAX_TOP_LOGPROBS as u32, ..SamplingRow::GREEDY };
     let params: Vec<f64> = bytemuck::bytes_of(&params).iter().map(|&b| f64::from(b)).collect();
     let sample = Sample {
         token: r.zeros(Region::Io, 1),

@@ -26,19 +26,7 @@ const F32_ELEMENT: f64 = 1e-4;
 const GREEDY_TOKENS: usize = 64;
 /// Sequences that a model is laid out for.
 const SEQUENCES: usize = 3;
-const GREEDY: SamplingRow = SamplingRow {
-    seed: [0; 2],
-    step: 0,
-    state: -1,
-    temperature: 0.0,
-    top_p: 1.0,
-    min_p: 0.0,
-    top_k: 0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_logprobs: 0,
-};
+const GREEDY: SamplingRow = SamplingRow::GREEDY;
 
 fn goldens() -> PathBuf {
     PathBuf::from("tests/goldens")

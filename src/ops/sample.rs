@@ -71,6 +71,23 @@ pub struct SamplingRow {
     pub top_logprobs: u32,
 }
 
+impl SamplingRow {
+    /// The most likely token, without penalties, counting or alternatives.
+    pub const GREEDY: SamplingRow = SamplingRow {
+        seed: [0; 2],
+        step: 0,
+        state: -1,
+        temperature: 0.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        top_logprobs: 0,
+    };
+}
+
 impl Kernel for Sample {
     const NAME: &'static str = "sample";
 

@@ -6,19 +6,7 @@ use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 use crate::bed::{Bed, Ran, Rng};
 use crate::bound::{Account, Exact, SLACK, U};
 
-const GREEDY: SamplingRow = SamplingRow {
-    seed: [1, 2],
-    step: 0,
-    state: -1,
-    temperature: 0.0,
-    top_p: 1.0,
-    min_p: 0.0,
-    top_k: 0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_logprobs: 0,
-};
+const GREEDY: SamplingRow = SamplingRow { seed: [1, 2], ..SamplingRow::GREEDY };
 
 struct Sampled {
     op: Sample,

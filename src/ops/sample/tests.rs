@@ -3,19 +3,7 @@
 use super::*;
 use crate::mem::{DType, Layout, Region};
 
-const GREEDY: SamplingRow = SamplingRow {
-    seed: [7, 0],
-    step: 0,
-    state: -1,
-    temperature: 0.0,
-    top_p: 1.0,
-    min_p: 0.0,
-    top_k: 0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_logprobs: 0,
-};
+const GREEDY: SamplingRow = SamplingRow { seed: [7, 0], ..SamplingRow::GREEDY };
 
 /// How often each token is drawn in `n` steps.
 fn histogram(scores: &[f32], row: SamplingRow, n: u32) -> Vec<u32> {
