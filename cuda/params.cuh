@@ -23,6 +23,25 @@ struct RmsNormParams {
 };
 static_assert(sizeof(RmsNormParams) == 40, "RmsNormParams: change src/ops/rmsnorm.rs with it");
 
+struct GemmParams {
+    void* c;           // (m, n), or (m, n / 2) with SwiGlu; dtype of the symbol, or f32 with c_is_f32
+    const void* a;     // (m, k)
+    const void* b;     // (n, k)
+    const void* bias;  // (n), or null
+    uint32_t m;
+    uint32_t n;
+    uint32_t k;
+    uint32_t epilogue;  // GemmEpilogue
+    uint32_t c_is_f32;
+    uint32_t vectors;    // whether every row of a and b starts at a multiple of 16 bytes
+    uint32_t c_vectors;  // the same for c, with a length that is a multiple of 8 elements
+    uint32_t pad;
+};
+static_assert(sizeof(GemmParams) == 64, "GemmParams: change src/ops/gemm.rs with it");
+
+// What becomes of p = a * b^T + bias; the numbers are those of Epilogue::code in src/ops/gemm.rs.
+enum GemmEpilogue : uint32_t { kStore = 0, kAddResidual = 1, kQuickGelu = 2, kGelu = 3, kSwiGlu = 4 };
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

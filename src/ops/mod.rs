@@ -22,7 +22,7 @@ pub use attention::{KV_BLOCK, PagedKv};
 pub use dense_attention::DenseAttention;
 pub use embed_splice::EmbedSplice;
 pub use gather::Gather;
-pub use gemm::{Epilogue, Gemm};
+pub use gemm::{Epilogue, Gemm, GemmParams};
 pub use layer_norm::LayerNorm;
 pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
@@ -86,5 +86,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
+    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm: Launch, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
 }
