@@ -42,6 +42,47 @@ static_assert(sizeof(GemmParams) == 64, "GemmParams: change src/ops/gemm.rs with
 // What becomes of p = a * b^T + bias; the numbers are those of Epilogue::code in src/ops/gemm.rs.
 enum GemmEpilogue : uint32_t { kStore = 0, kAddResidual = 1, kQuickGelu = 2, kGelu = 3, kSwiGlu = 4 };
 
+struct DenseAttentionParams {
+    void* o;           // (tiles, tokens, heads, head_dim), dtype of the symbol
+    const void* qkv;   // (tiles, tokens, 3, heads, head_dim)
+    uint32_t tokens;
+    uint32_t heads;
+    float scale_log2;  // log2(e) / sqrt(head_dim)
+    uint32_t pad;
+};
+static_assert(sizeof(DenseAttentionParams) == 32, "DenseAttentionParams: change src/ops/dense_attention.rs with it");
+
+struct PagedPrefillParams {
+    void* o;                     // (rows, heads, head_dim), dtype of the symbol
+    const void* qkv;             // (rows, heads + 2 kv_heads, head_dim)
+    const void* k;               // (blocks, kv_heads, 16, head_dim)
+    const void* v;               // as k
+    const int32_t* block_table;  // (seqs, max_blocks)
+    const int32_t* seq_lens;     // (seqs)
+    const int32_t* query_start;  // (seqs + 1)
+    uint32_t seqs;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t max_blocks;
+    float scale_log2;  // log2(e) / sqrt(head_dim)
+    uint32_t pad;
+};
+static_assert(sizeof(PagedPrefillParams) == 80, "PagedPrefillParams: change src/ops/paged_prefill.rs with it");
+
+struct PagedDecodeParams {
+    void* o;                     // (rows, heads, head_dim), dtype of the symbol
+    const void* qkv;             // (rows, heads + 2 kv_heads, head_dim)
+    const void* k;               // (blocks, kv_heads, 16, head_dim)
+    const void* v;               // as k
+    const int32_t* block_table;  // (seqs, max_blocks)
+    const int32_t* seq_lens;     // (seqs)
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t max_blocks;
+    float scale_log2;  // log2(e) / sqrt(head_dim)
+};
+static_assert(sizeof(PagedDecodeParams) == 64, "PagedDecodeParams: change src/ops/paged_decode.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

@@ -42,6 +42,24 @@ impl PagedKv {
     }
 }
 
+/// The factor of scores whose softmax is taken to base two, as the kernels do it: `log2(e) / sqrt(head_dim)`.
+pub(super) fn scale_log2(head_dim: usize) -> f32 {
+    (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32
+}
+
+/// The name of a kernel for a float type and one of the head widths that it is compiled for. Another width gives a name
+/// that no image has, so that linking says which kernel is missing.
+macro_rules! entry_point {
+    ($kernel:literal, $dtype:expr, $head_dim:expr, [$($width:literal),*]) => {
+        match ($dtype, $head_dim) {
+            $((DType::F16, $width) => concat!($kernel, "_f16_d", $width),)*
+            $((DType::Bf16, $width) => concat!($kernel, "_bf16_d", $width),)*
+            _ => concat!($kernel, " for this type and head_dim"),
+        }
+    };
+}
+pub(super) use entry_point;
+
 /// The queries of one sequence: rows `first_row .. first_row + rows` of the step, which are its last `rows` tokens.
 pub(super) struct Queries<'a> {
     pub first_row: usize,

@@ -1,11 +1,16 @@
 //! Attention of a vision tower: every token sees every token of its tile.
 
+use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
+use super::attention::{entry_point, scale_log2};
 use super::math::attend;
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
+
+/// Tokens whose queries one block of the kernel answers, and keys that it takes at a time.
+const TILE: usize = 64;
 
 /// `o = softmax(q k^T / sqrt(head_dim)) v`, without a mask, tile by tile and head by head.
 #[derive(Clone, Copy, Debug)]
@@ -67,5 +72,65 @@ impl Kernel for DenseAttention {
             }
         }
         m.store(self.o, &o);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct DenseAttentionParams {
+    o: u64,
+    qkv: u64,
+    tokens: u32,
+    heads: u32,
+    scale_log2: f32,
+    pad: u32,
+}
+
+impl Launch for DenseAttention {
+    type Params = DenseAttentionParams;
+
+    fn params(&self, at: &Bases) -> DenseAttentionParams {
+        DenseAttentionParams {
+            o: at.at(self.o),
+            qkv: at.at(self.qkv),
+            tokens: self.tokens as u32,
+            heads: self.heads as u32,
+            scale_log2: scale_log2(self.head_dim),
+            pad: 0,
+        }
+    }
+
+    /// A block for 64 queries of a head; shared memory for two steps of 64 keys and values.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        Geometry {
+            symbol: entry_point!("dense_attention", self.o.dtype(), self.head_dim, [32, 64]),
+            grid: [self.tokens.div_ceil(TILE) as u32, self.heads as u32, self.tiles as u32],
+            block: [128, 1, 1],
+            smem: (4 * TILE * self.head_dim * self.o.dtype().size()) as u32,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    #[test]
+    fn a_block_for_every_64_tokens_of_a_head_of_a_tile() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let mut scratch = Layout::new(Region::Scratch, DType::Bf16);
+        let mut geometry = |tiles: usize, tokens, heads, head_dim| {
+            let n = tiles * tokens * heads * head_dim;
+            let (o, qkv) = (scratch.take(n), scratch.take(3 * n));
+            DenseAttention { o, qkv, tiles, tokens, heads, head_dim }.geometry(&gpu)
+        };
+        let clip = geometry(4, 577, 16, 64);
+        assert_eq!((clip.symbol, clip.grid, clip.smem), ("dense_attention_bf16_d64", [10, 16, 4], 32 << 10));
+        assert_eq!(geometry(1, 64, 2, 32).grid, [1, 2, 1]);
+        assert_eq!(geometry(1, 65, 2, 80).symbol, "dense_attention for this type and head_dim");
     }
 }

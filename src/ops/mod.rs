@@ -19,13 +19,13 @@ mod rope_kv;
 mod sample;
 
 pub use attention::{KV_BLOCK, PagedKv};
-pub use dense_attention::DenseAttention;
+pub use dense_attention::{DenseAttention, DenseAttentionParams};
 pub use embed_splice::EmbedSplice;
 pub use gather::Gather;
 pub use gemm::{Epilogue, Gemm, GemmParams};
 pub use layer_norm::LayerNorm;
-pub use paged_decode::PagedDecode;
-pub use paged_prefill::PagedPrefill;
+pub use paged_decode::{PagedDecode, PagedDecodeParams};
+pub use paged_prefill::{PagedPrefill, PagedPrefillParams};
 pub use patch_embed::PatchEmbed;
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, rope_table};
@@ -86,5 +86,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm: Launch, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
+    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice, Gather, Sample,
 }

@@ -1,9 +1,14 @@
 //! Attention of one new token a sequence over the paged cache.
 
-use super::attention::{KV_BLOCK, PagedKv, Queries, attend_sequence};
+use bytemuck::{Pod, Zeroable};
+
+use super::attention::{KV_BLOCK, PagedKv, Queries, attend_sequence, entry_point, scale_log2};
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
+
+/// Query heads of one key head that a block of the kernel answers together.
+const QUERIES: usize = 8;
 
 /// Attention for sequences that bring one new token each, which is in the cache already: row `s` of the step is the
 /// last of `seq_lens[s]` tokens. A length of 0 marks a row that is only there to fill the batch; it yields zeros.
@@ -64,5 +69,98 @@ impl Kernel for PagedDecode {
             attend_sequence(m, &self.kv, self.heads, &queries, &qkv, &mut o);
         }
         m.store(self.o, &o);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct PagedDecodeParams {
+    o: u64,
+    qkv: u64,
+    k: u64,
+    v: u64,
+    block_table: u64,
+    seq_lens: u64,
+    heads: u32,
+    kv_heads: u32,
+    max_blocks: u32,
+    scale_log2: f32,
+}
+
+impl Launch for PagedDecode {
+    type Params = PagedDecodeParams;
+
+    fn params(&self, at: &Bases) -> PagedDecodeParams {
+        PagedDecodeParams {
+            o: at.at(self.o),
+            qkv: at.at(self.qkv),
+            k: at.at(self.kv.k),
+            v: at.at(self.kv.v),
+            block_table: at.at(self.block_table),
+            seq_lens: at.at(self.seq_lens),
+            heads: self.heads as u32,
+            kv_heads: self.kv.kv_heads as u32,
+            max_blocks: self.max_blocks as u32,
+            scale_log2: scale_log2(self.kv.head_dim),
+        }
+    }
+
+    /// A cluster of blocks for each key head of each sequence, so that one sequence fills the device. Its size depends
+    /// on the model alone and not on the batch or the lengths: it decides the order of additions.
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
+        let group = self.heads / self.kv.kv_heads;
+        let cluster = match gpu.compute_capability {
+            (0..=8, _) => 1,
+            _ if self.kv.kv_heads >= 16 => 4,
+            _ => 8,
+        };
+        Geometry {
+            symbol: entry_point!("paged_decode", self.o.dtype(), self.kv.head_dim, [32, 64, 96, 128]),
+            grid: [cluster, (self.kv.kv_heads * group.div_ceil(QUERIES)) as u32, self.seqs as u32],
+            block: [256, 1, 1],
+            smem: 0,
+            cluster,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    fn op(seqs: usize, heads: usize, kv_heads: usize) -> PagedDecode {
+        let [mut kv, mut scratch, mut io] =
+            [Region::Kv, Region::Scratch, Region::Io].map(|region| Layout::new(region, DType::F16));
+        let mut cache = || kv.take(kv_heads * KV_BLOCK * 96);
+        PagedDecode {
+            kv: PagedKv { k: cache(), v: cache(), kv_heads, head_dim: 96 },
+            o: scratch.take(seqs * heads * 96),
+            qkv: scratch.take(seqs * (heads + 2 * kv_heads) * 96),
+            block_table: io.take(seqs),
+            seq_lens: io.take(seqs),
+            seqs,
+            heads,
+            max_blocks: 1,
+            context: 1,
+        }
+    }
+
+    #[test]
+    fn the_cluster_depends_on_the_model_and_the_architecture_alone() {
+        let gpu = |compute_capability| GpuInfo { compute_capability, sms: 132, max_smem: 166_912 };
+        let shape = |capability, seqs, heads, kv_heads| {
+            let geometry = op(seqs, heads, kv_heads).geometry(&gpu(capability));
+            assert_eq!(geometry.symbol, "paged_decode_f16_d96");
+            (geometry.grid, geometry.cluster)
+        };
+        assert_eq!(shape((9, 0), 1, 32, 32), ([4, 32, 1], 4));
+        assert_eq!(shape((9, 0), 64, 32, 32), ([4, 32, 64], 4));
+        assert_eq!(shape((9, 0), 8, 32, 8), ([8, 8, 8], 8));
+        assert_eq!(shape((8, 6), 8, 32, 8), ([1, 8, 8], 1));
+        // Groups of 12 query heads need two blocks.
+        assert_eq!(shape((9, 0), 1, 24, 2), ([8, 4, 1], 8));
     }
 }
