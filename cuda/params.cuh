@@ -23,6 +23,18 @@ struct RmsNormParams {
 };
 static_assert(sizeof(RmsNormParams) == 40, "RmsNormParams: change src/ops/rmsnorm.rs with it");
 
+struct LayerNormParams {
+    void* y;             // (rows, cols), dtype of the symbol
+    const void* x;       // (rows, cols)
+    const void* weight;  // (cols)
+    const void* bias;    // (cols)
+    uint32_t rows;
+    uint32_t cols;
+    float eps;
+    uint32_t pad;
+};
+static_assert(sizeof(LayerNormParams) == 48, "LayerNormParams: change src/ops/layer_norm.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

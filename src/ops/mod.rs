@@ -23,7 +23,7 @@ pub use dense_attention::DenseAttention;
 pub use embed_splice::EmbedSplice;
 pub use gather::Gather;
 pub use gemm::{Epilogue, Gemm};
-pub use layer_norm::LayerNorm;
+pub use layer_norm::{LayerNorm, LayerNormParams};
 pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
 pub use patch_embed::PatchEmbed;
@@ -86,5 +86,6 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
+    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode,
+    EmbedSplice, Gather, Sample,
 }
