@@ -35,6 +35,17 @@ struct LayerNormParams {
 };
 static_assert(sizeof(LayerNormParams) == 48, "LayerNormParams: change src/ops/layer_norm.rs with it");
 
+struct GatherParams {
+    void* y;               // (rows, y_cols), dtype of the symbol
+    const void* x;         // (any, cols)
+    const int32_t* index;  // (rows)
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t y_cols;
+    uint32_t first_col;
+};
+static_assert(sizeof(GatherParams) == 40, "GatherParams: change src/ops/gather.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }
