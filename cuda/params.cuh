@@ -46,6 +46,16 @@ struct GatherParams {
 };
 static_assert(sizeof(GatherParams) == 40, "GatherParams: change src/ops/gather.rs with it");
 
+struct EmbedSpliceParams {
+    void* y;                 // (rows, cols), dtype of the symbol
+    const void* table;       // (vocab, cols)
+    const void* image_rows;  // (any, cols)
+    const int32_t* ids;      // (rows)
+    uint32_t rows;
+    uint32_t cols;
+};
+static_assert(sizeof(EmbedSpliceParams) == 40, "EmbedSpliceParams: change src/ops/embed_splice.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

@@ -20,7 +20,7 @@ mod sample;
 
 pub use attention::{KV_BLOCK, PagedKv};
 pub use dense_attention::DenseAttention;
-pub use embed_splice::EmbedSplice;
+pub use embed_splice::{EmbedSplice, EmbedSpliceParams};
 pub use gather::{Gather, GatherParams};
 pub use gemm::{Epilogue, Gemm};
 pub use layer_norm::{LayerNorm, LayerNormParams};
@@ -87,5 +87,5 @@ macro_rules! ops {
 
 ops! {
     PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode,
-    EmbedSplice, Gather: Launch, Sample,
+    EmbedSplice: Launch, Gather: Launch, Sample,
 }
