@@ -56,6 +56,20 @@ struct EmbedSpliceParams {
 };
 static_assert(sizeof(EmbedSpliceParams) == 40, "EmbedSpliceParams: change src/ops/embed_splice.rs with it");
 
+struct RopeKvParams {
+    void* qkv;                    // (tokens, (heads + 2 * kv_heads) * head_dim), dtype of the symbol
+    void* k;                      // (blocks, kv_heads, 16, head_dim)
+    void* v;                      // (blocks, kv_heads, 16, head_dim)
+    const float* table;           // (positions, head_dim): cosines, then sines
+    const int32_t* positions;     // (tokens)
+    const int32_t* slot_mapping;  // (tokens)
+    uint32_t tokens;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+};
+static_assert(sizeof(RopeKvParams) == 64, "RopeKvParams: change src/ops/rope_kv.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

@@ -28,7 +28,7 @@ pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
 pub use patch_embed::PatchEmbed;
 pub use rmsnorm::{RmsNorm, RmsNormParams};
-pub use rope_kv::{RopeKv, rope_table};
+pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
 use crate::host::HostMem;
@@ -86,6 +86,6 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode,
+    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv: Launch, PagedPrefill, PagedDecode,
     EmbedSplice: Launch, Gather: Launch, Sample,
 }
