@@ -83,6 +83,53 @@ struct PagedDecodeParams {
 };
 static_assert(sizeof(PagedDecodeParams) == 64, "PagedDecodeParams: change src/ops/paged_decode.rs with it");
 
+struct LayerNormParams {
+    void* y;             // (rows, cols), dtype of the symbol
+    const void* x;       // (rows, cols)
+    const void* weight;  // (cols)
+    const void* bias;    // (cols)
+    uint32_t rows;
+    uint32_t cols;
+    float eps;
+    uint32_t pad;
+};
+static_assert(sizeof(LayerNormParams) == 48, "LayerNormParams: change src/ops/layer_norm.rs with it");
+
+struct GatherParams {
+    void* y;               // (rows, y_cols), dtype of the symbol
+    const void* x;         // (any, cols)
+    const int32_t* index;  // (rows)
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t y_cols;
+    uint32_t first_col;
+};
+static_assert(sizeof(GatherParams) == 40, "GatherParams: change src/ops/gather.rs with it");
+
+struct EmbedSpliceParams {
+    void* y;                 // (rows, cols), dtype of the symbol
+    const void* table;       // (vocab, cols)
+    const void* image_rows;  // (any, cols)
+    const int32_t* ids;      // (rows)
+    uint32_t rows;
+    uint32_t cols;
+};
+static_assert(sizeof(EmbedSpliceParams) == 40, "EmbedSpliceParams: change src/ops/embed_splice.rs with it");
+
+struct RopeKvParams {
+    void* qkv;                    // (tokens, (heads + 2 * kv_heads) * head_dim), dtype of the symbol
+    void* k;                      // (blocks, kv_heads, 16, head_dim)
+    void* v;                      // (blocks, kv_heads, 16, head_dim)
+    const float* table;           // (positions, head_dim): cosines, then sines
+    const int32_t* positions;     // (tokens)
+    const int32_t* slot_mapping;  // (tokens)
+    uint32_t tokens;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+};
+static_assert(sizeof(RopeKvParams) == 64, "RopeKvParams: change src/ops/rope_kv.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

@@ -1,8 +1,10 @@
 //! Token embeddings with the rows of pictures in their places.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// `y[i] = table[id]` for an id of a token, and `image_rows[-1 - id]` for a negative one.
 ///
@@ -42,5 +44,64 @@ impl Kernel for EmbedSplice {
         };
         let y: Vec<f32> = ids[..self.rows].iter().flat_map(|&id| row(id)).collect();
         m.store(self.y.slice(0..y.len()), &y);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct EmbedSpliceParams {
+    y: u64,
+    table: u64,
+    image_rows: u64,
+    ids: u64,
+    rows: u32,
+    cols: u32,
+}
+
+impl Launch for EmbedSplice {
+    type Params = EmbedSpliceParams;
+
+    fn params(&self, at: &Bases) -> EmbedSpliceParams {
+        EmbedSpliceParams {
+            y: at.at(self.y),
+            table: at.at(self.table),
+            image_rows: at.at(self.image_rows),
+            ids: at.at(self.ids),
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+        }
+    }
+
+    /// One block a row and one thread for eight columns, in whole warps.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
+        Geometry {
+            symbol: match self.y.dtype() {
+                DType::F16 => "embed_splice_f16",
+                DType::Bf16 => "embed_splice_bf16",
+                _ => "embed_splice_f32",
+            },
+            grid: [self.rows as u32, 1, 1],
+            block: [threads, 1, 1],
+            smem: 0,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    #[test]
+    fn a_row_is_a_block() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let mut l = Layout::new(Region::Scratch, DType::F16);
+        let (y, table, image_rows, ids) = (l.take(645 * 4096), l.take(4096), l.take(4096), l.take(645));
+        let g = EmbedSplice { y, table, image_rows, ids, rows: 645, cols: 4096 }.geometry(&gpu);
+        assert_eq!((g.symbol, g.grid, g.block), ("embed_splice_f16", [645, 1, 1], [512, 1, 1]));
     }
 }

@@ -1,8 +1,10 @@
 //! Rows picked by index.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// `y[i, first_col .. first_col + cols] = x[index[i]]`.
 ///
@@ -45,5 +47,66 @@ impl Kernel for Gather {
             row[self.first_col..][..self.cols].copy_from_slice(&x[i as usize * self.cols..][..self.cols]);
         }
         m.store(self.y, &y);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct GatherParams {
+    y: u64,
+    x: u64,
+    index: u64,
+    rows: u32,
+    cols: u32,
+    y_cols: u32,
+    first_col: u32,
+}
+
+impl Launch for Gather {
+    type Params = GatherParams;
+
+    fn params(&self, at: &Bases) -> GatherParams {
+        GatherParams {
+            y: at.at(self.y),
+            x: at.at(self.x),
+            index: at.at(self.index),
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            y_cols: self.y_cols as u32,
+            first_col: self.first_col as u32,
+        }
+    }
+
+    /// One block a row and one thread for eight columns, in whole warps.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
+        Geometry {
+            symbol: match self.x.dtype() {
+                DType::F16 => "gather_f16",
+                DType::Bf16 => "gather_bf16",
+                _ => "gather_f32",
+            },
+            grid: [self.rows as u32, 1, 1],
+            block: [threads, 1, 1],
+            smem: 0,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    #[test]
+    fn a_row_is_a_block() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let mut l = Layout::new(Region::Scratch, DType::Bf16);
+        let (y, x, index) = (l.take(9 * 4096), l.take(5 * 1024), l.take(9));
+        let g = Gather { y, x, index, rows: 9, cols: 1024, y_cols: 4096, first_col: 1024 }.geometry(&gpu);
+        assert_eq!((g.symbol, g.grid, g.block), ("gather_bf16", [9, 1, 1], [128, 1, 1]));
     }
 }

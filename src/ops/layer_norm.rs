@@ -1,9 +1,11 @@
 //! Layer normalisation of rows.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::math::layer_norm;
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// `y = (x - mean) / sqrt(variance + eps) * weight + bias`, row by row, with the biased variance.
 #[derive(Clone, Copy, Debug)]
@@ -44,5 +46,71 @@ impl Kernel for LayerNorm {
             layer_norm(x, &weight, &bias, self.eps, y);
         }
         m.store(self.y, &y);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct LayerNormParams {
+    y: u64,
+    x: u64,
+    weight: u64,
+    bias: u64,
+    rows: u32,
+    cols: u32,
+    eps: f32,
+    pad: u32,
+}
+
+impl Launch for LayerNorm {
+    type Params = LayerNormParams;
+
+    fn params(&self, at: &Bases) -> LayerNormParams {
+        LayerNormParams {
+            y: at.at(self.y),
+            x: at.at(self.x),
+            weight: at.at(self.weight),
+            bias: at.at(self.bias),
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            eps: self.eps,
+            pad: 0,
+        }
+    }
+
+    /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a
+    /// row is added up in the same order in any batch.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
+        Geometry {
+            symbol: match self.x.dtype() {
+                DType::F16 => "layer_norm_f16",
+                DType::Bf16 => "layer_norm_bf16",
+                _ => "layer_norm_f32",
+            },
+            grid: [self.rows as u32, 1, 1],
+            block: [threads, 1, 1],
+            smem: 0,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    #[test]
+    fn a_row_is_a_block_whose_threads_depend_on_its_length_alone() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        for (rows, cols, threads) in [(577, 1024, 128), (1, 1024, 128), (3, 1, 32), (2, 20_000, 1024)] {
+            let mut l = Layout::new(Region::Scratch, DType::F16);
+            let (x, weight, bias) = (l.take(rows * cols), l.take(cols), l.take(cols));
+            let g = LayerNorm { y: x, x, weight, bias, rows, cols, eps: 1e-5 }.geometry(&gpu);
+            assert_eq!((g.symbol, g.grid, g.block), ("layer_norm_f16", [rows as u32, 1, 1], [threads, 1, 1]));
+        }
     }
 }

@@ -20,15 +20,15 @@ mod sample;
 
 pub use attention::{KV_BLOCK, PagedKv};
 pub use dense_attention::{DenseAttention, DenseAttentionParams};
-pub use embed_splice::EmbedSplice;
-pub use gather::Gather;
+pub use embed_splice::{EmbedSplice, EmbedSpliceParams};
+pub use gather::{Gather, GatherParams};
 pub use gemm::{Epilogue, Gemm, GemmParams};
-pub use layer_norm::LayerNorm;
+pub use layer_norm::{LayerNorm, LayerNormParams};
 pub use paged_decode::{PagedDecode, PagedDecodeParams};
 pub use paged_prefill::{PagedPrefill, PagedPrefillParams};
 pub use patch_embed::PatchEmbed;
 pub use rmsnorm::{RmsNorm, RmsNormParams};
-pub use rope_kv::{RopeKv, rope_table};
+pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
 
 use crate::host::HostMem;
@@ -86,5 +86,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice, Gather, Sample,
+    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv: Launch, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice: Launch, Gather: Launch, Sample,
 }

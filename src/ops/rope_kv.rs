@@ -1,9 +1,11 @@
 //! Rotary position embedding, and the write into the paged cache.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::attention::PagedKv;
 use crate::host::{HostMem, round_to};
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// Rotate q in place, and put the rotated k and v into the cache at each token's slot. A slot of -1 writes nothing.
 /// The k and v of `qkv` stay as they are.
@@ -39,6 +41,9 @@ pub fn rope_table(theta: f64, head_dim: usize, positions: usize) -> Vec<f32> {
     };
     (0..positions).flat_map(row).collect()
 }
+
+/// Threads of a block of the kernel.
+const THREADS: usize = 256;
 
 impl Kernel for RopeKv {
     const NAME: &'static str = "rope_kv";
@@ -96,9 +101,65 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct RopeKvParams {
+    qkv: u64,
+    k: u64,
+    v: u64,
+    table: u64,
+    positions: u64,
+    slot_mapping: u64,
+    tokens: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+}
+
+impl Launch for RopeKv {
+    type Params = RopeKvParams;
+
+    fn params(&self, at: &Bases) -> RopeKvParams {
+        RopeKvParams {
+            qkv: at.at(self.qkv),
+            k: at.at(self.kv.k),
+            v: at.at(self.kv.v),
+            table: at.at(self.table),
+            positions: at.at(self.positions),
+            slot_mapping: at.at(self.slot_mapping),
+            tokens: self.tokens as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv.kv_heads as u32,
+            head_dim: self.kv.head_dim as u32,
+        }
+    }
+
+    /// A token along x and slices of its heads along y; a thread turns eight pairs of a head, or one pair where a half
+    /// head is no multiple of eight.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let half = self.kv.head_dim / 2;
+        let pieces = if half.is_multiple_of(8) { half / 8 } else { half };
+        let slices = ((self.heads + 2 * self.kv.kv_heads) * pieces).div_ceil(THREADS);
+        Geometry {
+            symbol: match self.qkv.dtype() {
+                DType::F16 => "rope_kv_f16",
+                DType::Bf16 => "rope_kv_bf16",
+                _ => "rope_kv_f32",
+            },
+            grid: [self.tokens as u32, slices as u32, 1],
+            block: [THREADS as u32, 1, 1],
+            smem: 0,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::{Layout, Region};
 
     #[test]
     fn inverse_frequencies_are_the_published_ones() {
@@ -108,5 +169,20 @@ mod tests {
             assert!((angle(j) - expected).abs() < 1e-7, "{j}: {}", angle(j));
         }
         assert!(table[..64].iter().all(|&c| c == 1.0) && table[64..128].iter().all(|&s| s == 0.0));
+    }
+
+    #[test]
+    fn the_heads_of_a_token_are_spread_over_blocks() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        // 7B; Phi-3-vision; the demo's grouped heads; an odd half head.
+        for (heads, kv_heads, head_dim, slices) in [(32, 32, 128, 3), (32, 32, 96, 3), (4, 2, 32, 1), (2, 1, 20, 1)] {
+            let mut l = Layout::new(Region::Scratch, DType::Bf16);
+            let (qkv, cache) = (l.take(7 * (heads + 2 * kv_heads) * head_dim), l.take(16 * kv_heads * head_dim));
+            let kv = PagedKv { k: cache, v: cache, kv_heads, head_dim };
+            let (table, positions) = (l.take(64 * head_dim), l.take(7));
+            let op = RopeKv { qkv, kv, table, positions, slot_mapping: positions, tokens: 7, heads };
+            let g = op.geometry(&gpu);
+            assert_eq!((g.symbol, g.grid, g.block), ("rope_kv_bf16", [7, slices, 1], [256, 1, 1]));
+        }
     }
 }
