@@ -16,7 +16,7 @@ use ocelli::image::{self, Alpha};
 use ocelli::mem::DType;
 use ocelli::models::{Limits, StepShape};
 use ocelli::ops::SamplingRow;
-use ocelli::plan::{Backend, Plan, bisect};
+use ocelli::plan::{Plan, bisect};
 use ocelli::text::{Message, Role};
 use serde_json::Value;
 
