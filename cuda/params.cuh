@@ -70,6 +70,34 @@ struct RopeKvParams {
 };
 static_assert(sizeof(RopeKvParams) == 64, "RopeKvParams: change src/ops/rope_kv.rs with it");
 
+// How one row is sampled: twin of `SamplingRow` in src/ops/sample.rs, which says what the fields mean.
+struct SamplingRow {
+    uint32_t seed[2];
+    uint32_t step;
+    int32_t state;
+    float temperature;
+    float top_p;
+    float min_p;
+    uint32_t top_k;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    uint32_t top_logprobs;
+};
+static_assert(sizeof(SamplingRow) == 48, "SamplingRow: change src/ops/sample.rs with it");
+
+struct SampleParams {
+    int32_t* token;            // (rows)
+    float* logprobs;           // (rows, 1 + 20)
+    int32_t* top;              // (rows, 20)
+    const float* logits;       // (rows, vocab)
+    const SamplingRow* params;  // (rows)
+    int32_t* counts;           // (sequences, vocab)
+    uint32_t rows;
+    uint32_t vocab;
+};
+static_assert(sizeof(SampleParams) == 56, "SampleParams: change src/ops/sample.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

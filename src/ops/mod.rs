@@ -29,7 +29,7 @@ pub use paged_prefill::PagedPrefill;
 pub use patch_embed::PatchEmbed;
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
-pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
+pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SampleParams, SamplingRow};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, GpuInfo, Kernel, Launched};
@@ -87,5 +87,5 @@ macro_rules! ops {
 
 ops! {
     PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv: Launch, PagedPrefill, PagedDecode,
-    EmbedSplice: Launch, Gather: Launch, Sample,
+    EmbedSplice: Launch, Gather: Launch, Sample: Launch,
 }
