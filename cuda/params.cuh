@@ -98,6 +98,24 @@ struct SampleParams {
 };
 static_assert(sizeof(SampleParams) == 56, "SampleParams: change src/ops/sample.rs with it");
 
+struct PatchEmbedParams {
+    void* y;                  // (tiles, 1 + grid^2, hidden), dtype of the symbol
+    const uint8_t* pixels;    // (tiles, image_size, image_size, 3)
+    const float* table;       // (3, 256)
+    const void* weight;       // (hidden, 3 * patch_size^2)
+    const void* class_token;  // (hidden)
+    const void* position;     // (1 + grid^2, hidden)
+    const void* norm_weight;  // (hidden)
+    const void* norm_bias;    // (hidden)
+    uint32_t tiles;
+    uint32_t image_size;
+    uint32_t patch_size;
+    uint32_t hidden;
+    float eps;
+    uint32_t pad;
+};
+static_assert(sizeof(PatchEmbedParams) == 88, "PatchEmbedParams: change src/ops/patch_embed.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

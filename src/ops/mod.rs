@@ -26,7 +26,7 @@ pub use gemm::{Epilogue, Gemm};
 pub use layer_norm::{LayerNorm, LayerNormParams};
 pub use paged_decode::PagedDecode;
 pub use paged_prefill::PagedPrefill;
-pub use patch_embed::PatchEmbed;
+pub use patch_embed::{PatchEmbed, PatchEmbedParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SampleParams, SamplingRow};
@@ -86,6 +86,6 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv: Launch, PagedPrefill, PagedDecode,
+    PatchEmbed: Launch, LayerNorm: Launch, RmsNorm: Launch, Gemm, DenseAttention, RopeKv: Launch, PagedPrefill, PagedDecode,
     EmbedSplice: Launch, Gather: Launch, Sample: Launch,
 }
