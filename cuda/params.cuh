@@ -130,6 +130,52 @@ struct RopeKvParams {
 };
 static_assert(sizeof(RopeKvParams) == 64, "RopeKvParams: change src/ops/rope_kv.rs with it");
 
+// How one row is sampled: twin of `SamplingRow` in src/ops/sample.rs, which says what the fields mean.
+struct SamplingRow {
+    uint32_t seed[2];
+    uint32_t step;
+    int32_t state;
+    float temperature;
+    float top_p;
+    float min_p;
+    uint32_t top_k;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    uint32_t top_logprobs;
+};
+static_assert(sizeof(SamplingRow) == 48, "SamplingRow: change src/ops/sample.rs with it");
+
+struct SampleParams {
+    int32_t* token;            // (rows)
+    float* logprobs;           // (rows, 1 + 20)
+    int32_t* top;              // (rows, 20)
+    const float* logits;       // (rows, vocab)
+    const SamplingRow* params;  // (rows)
+    int32_t* counts;           // (sequences, vocab)
+    uint32_t rows;
+    uint32_t vocab;
+};
+static_assert(sizeof(SampleParams) == 56, "SampleParams: change src/ops/sample.rs with it");
+
+struct PatchEmbedParams {
+    void* y;                  // (tiles, 1 + grid^2, hidden), dtype of the symbol
+    const uint8_t* pixels;    // (tiles, image_size, image_size, 3)
+    const float* table;       // (3, 256)
+    const void* weight;       // (hidden, 3 * patch_size^2)
+    const void* class_token;  // (hidden)
+    const void* position;     // (1 + grid^2, hidden)
+    const void* norm_weight;  // (hidden)
+    const void* norm_bias;    // (hidden)
+    uint32_t tiles;
+    uint32_t image_size;
+    uint32_t patch_size;
+    uint32_t hidden;
+    float eps;
+    uint32_t pad;
+};
+static_assert(sizeof(PatchEmbedParams) == 88, "PatchEmbedParams: change src/ops/patch_embed.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

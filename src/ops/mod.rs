@@ -26,10 +26,10 @@ pub use gemm::{Epilogue, Gemm, GemmParams};
 pub use layer_norm::{LayerNorm, LayerNormParams};
 pub use paged_decode::{PagedDecode, PagedDecodeParams};
 pub use paged_prefill::{PagedPrefill, PagedPrefillParams};
-pub use patch_embed::PatchEmbed;
+pub use patch_embed::{PatchEmbed, PatchEmbedParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
-pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
+pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SampleParams, SamplingRow};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, GpuInfo, Kernel, Launched};
@@ -86,5 +86,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm: Launch, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv: Launch, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice: Launch, Gather: Launch, Sample,
+    PatchEmbed: Launch, LayerNorm: Launch, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv: Launch, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice: Launch, Gather: Launch, Sample: Launch,
 }

@@ -1,9 +1,11 @@
 //! From pixels to the first hidden states of a vision transformer.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::math::{layer_norm, matmul_nt};
 use crate::host::{HostMem, round_to};
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Act, Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// Normalise, cut into patches, project, prepend the class token, add positions and apply the pre-norm.
 ///
@@ -40,6 +42,9 @@ pub struct PatchEmbed {
     pub eps: f32,
 }
 
+/// Patches of a block of the kernel.
+const BLOCK_PATCHES: usize = 16;
+
 impl PatchEmbed {
     fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -47,6 +52,14 @@ impl PatchEmbed {
 
     fn patch_len(&self) -> usize {
         3 * self.patch_size * self.patch_size
+    }
+
+    /// Shared memory of a block of the kernel in bytes: the table and its patches in a 2-byte type, its rows in f32.
+    /// The strides keep rows on different banks; twin of `Shared` in `cuda/patch_embed.cu`.
+    fn smem(&self) -> usize {
+        let steps = self.patch_len().div_ceil(16);
+        let patch_stride = 16 * (steps + usize::from(steps.is_multiple_of(2)));
+        2 * 3 * 256 + BLOCK_PATCHES * (2 * patch_stride + 4 * (self.hidden + 8))
     }
 
     /// The patches of one tile as rows, `[grid^2, 3 * patch_size^2]`.
@@ -100,5 +113,102 @@ impl Kernel for PatchEmbed {
             }
         }
         m.store(self.y, &y);
+    }
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct PatchEmbedParams {
+    y: u64,
+    pixels: u64,
+    table: u64,
+    weight: u64,
+    class_token: u64,
+    position: u64,
+    norm_weight: u64,
+    norm_bias: u64,
+    tiles: u32,
+    image_size: u32,
+    patch_size: u32,
+    hidden: u32,
+    eps: f32,
+    pad: u32,
+}
+
+impl Launch for PatchEmbed {
+    type Params = PatchEmbedParams;
+
+    fn params(&self, at: &Bases) -> PatchEmbedParams {
+        PatchEmbedParams {
+            y: at.at(self.y),
+            pixels: at.at(self.pixels),
+            table: at.at(self.table),
+            weight: at.at(self.weight),
+            class_token: at.at(self.class),
+            position: at.at(self.position),
+            norm_weight: at.at(self.norm_weight),
+            norm_bias: at.at(self.norm_bias),
+            tiles: self.tiles as u32,
+            image_size: self.image_size as u32,
+            patch_size: self.patch_size as u32,
+            hidden: self.hidden as u32,
+            eps: self.eps,
+            pad: 0,
+        }
+    }
+
+    /// A block for 16 patches of a tile and one more for the tile's class token; a block sees whole rows, because it
+    /// normalises them.
+    fn geometry(&self, _: &GpuInfo) -> Geometry {
+        let blocks = (self.grid() * self.grid()).div_ceil(BLOCK_PATCHES) + 1;
+        Geometry {
+            symbol: match self.weight.dtype() {
+                DType::F16 => "patch_embed_f16",
+                DType::Bf16 => "patch_embed_bf16",
+                _ => "patch_embed_f32",
+            },
+            grid: [blocks as u32, self.tiles as u32, 1],
+            block: [512, 1, 1],
+            smem: self.smem() as u32,
+            cluster: 1,
+            pdl: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{Layout, Region};
+
+    #[test]
+    fn rows_and_patches_of_a_block_lie_in_shared_memory() {
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        for (image_size, patch_size, hidden, blocks, smem) in
+            [(336usize, 14usize, 1024, 37, 86_528), (168, 14, 192, 10, 33_280)]
+        {
+            let mut l = Layout::new(Region::Scratch, DType::F16);
+            let (n, k) = (1 + (image_size / patch_size).pow(2), 3 * patch_size * patch_size);
+            let row = l.take(hidden);
+            let op = PatchEmbed {
+                y: l.take(2 * n * hidden),
+                pixels: l.take(2 * 3 * image_size * image_size),
+                table: l.take(3 * 256),
+                weight: l.take(hidden * k),
+                class: row,
+                position: l.take(n * hidden),
+                norm_weight: row,
+                norm_bias: row,
+                tiles: 2,
+                image_size,
+                patch_size,
+                hidden,
+                eps: 1e-5,
+            };
+            let g = op.geometry(&gpu);
+            assert_eq!((g.symbol, g.grid, g.block), ("patch_embed_f16", [blocks, 2, 1], [512, 1, 1]));
+            assert_eq!(g.smem, smem);
+        }
     }
 }

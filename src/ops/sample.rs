@@ -4,11 +4,14 @@ use bytemuck::{Pod, Zeroable};
 
 use super::philox::{philox4x32_10, uniform};
 use crate::host::HostMem;
-use crate::kernel::{Cost, Kernel};
-use crate::mem::{Buf, Spans};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::mem::{Bases, Buf, Spans};
 
 /// Alternatives that can be reported beside the chosen token.
 pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Shared memory that the kernel has besides the scores, rounded up.
+const STATIC_SMEM: usize = 8192;
 
 /// Below this temperature the most likely token is taken.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -232,6 +235,51 @@ fn most_likely(raw: &[f32], n: usize) -> Vec<usize> {
     ids.sort_by(|&a, &b| raw[b].total_cmp(&raw[a]).then(a.cmp(&b)));
     ids.truncate(n.min(MAX_TOP_LOGPROBS));
     ids
+}
+
+/// The kernel's parameter; twin of the struct of this name in `cuda/params.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct SampleParams {
+    token: u64,
+    logprobs: u64,
+    top: u64,
+    logits: u64,
+    params: u64,
+    counts: u64,
+    rows: u32,
+    vocab: u32,
+}
+
+impl Launch for Sample {
+    type Params = SampleParams;
+
+    fn params(&self, at: &Bases) -> SampleParams {
+        SampleParams {
+            token: at.at(self.token),
+            logprobs: at.at(self.logprobs),
+            top: at.at(self.top),
+            logits: at.at(self.logits),
+            params: at.at(self.params),
+            counts: at.at(self.counts),
+            rows: self.rows as u32,
+            vocab: self.vocab as u32,
+        }
+    }
+
+    /// One block a row, with the row's scores in shared memory where the device has room for them.
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
+        let scores = 4 * self.vocab.next_multiple_of(4);
+        let smem = if scores + STATIC_SMEM <= gpu.max_smem as usize { scores as u32 } else { 0 };
+        Geometry {
+            symbol: "sample_f32",
+            grid: [self.rows as u32, 1, 1],
+            block: [1024, 1, 1],
+            smem,
+            cluster: 1,
+            pdl: false,
+        }
+    }
 }
 
 #[cfg(test)]

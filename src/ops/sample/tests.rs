@@ -137,3 +137,22 @@ fn logprobs_are_of_the_raw_logits_and_tokens_are_counted() {
         assert!((f64::from(*found) - p[token].ln()).abs() < 1e-6);
     }
 }
+
+#[test]
+fn scores_live_in_shared_memory_where_they_fit() {
+    for (vocab, max_smem, smem) in [(32_064, 232_448, 128_256), (32_064, 101_376, 0), (128_256, 232_448, 0)] {
+        let mut io = Layout::new(Region::Io, DType::F32);
+        let op = Sample {
+            token: io.take(3),
+            logprobs: io.take(3 * (1 + MAX_TOP_LOGPROBS)),
+            top: io.take(3 * MAX_TOP_LOGPROBS),
+            logits: io.take(3 * vocab),
+            params: io.take(3 * size_of::<SamplingRow>()),
+            counts: io.take(vocab),
+            rows: 3,
+            vocab,
+        };
+        let g = op.geometry(&GpuInfo { compute_capability: (9, 0), sms: 132, max_smem });
+        assert_eq!((g.symbol, g.grid, g.block, g.smem), ("sample_f32", [3, 1, 1], [1024, 1, 1], smem));
+    }
+}
