@@ -46,7 +46,7 @@ impl Options {
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The best that is there.
+    /// The host, in this version: every op is checked on GPUs, whole models are not yet.
     Auto,
     /// The references on the host.
     Cpu,
@@ -55,18 +55,20 @@ pub enum Device {
 }
 
 impl Device {
-    /// The device to run on in `dtype`. Automatically, that is the first GPU where there is one that can.
+    /// The device to run on in `dtype`.
     ///
     /// # Errors
     /// If a GPU was asked for and there is none, or it does not compute in `dtype`.
     pub(super) fn choose(self, dtype: DType) -> Result<Device> {
         match self {
-            Device::Auto if dtype != DType::F32 && gpus().is_ok() => Ok(Device::Cuda(0)),
             Device::Auto | Device::Cpu => Ok(Device::Cpu),
             Device::Cuda(n) => {
                 let count = gpus()?;
                 ensure!(n < count, "no GPU cuda:{n}: there are {count}");
-                ensure!(dtype != DType::F32, "GPUs compute in f16 and bf16; choose --dtype bf16, or --device cpu for f32");
+                ensure!(
+                    dtype != DType::F32,
+                    "GPUs compute in f16 and bf16; choose --dtype bf16, or --device cpu for f32"
+                );
                 Ok(self)
             }
         }

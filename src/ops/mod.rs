@@ -36,12 +36,7 @@ use crate::kernel::{Cost, GpuInfo, Kernel, Launched};
 use crate::mem::{Bases, Spans};
 
 macro_rules! ops {
-    (@launched $op:ident $at:ident $gpu:ident Launch) => { Some(Launched::new($op, $at, $gpu)) };
-    (@launched $op:ident $at:ident $gpu:ident) => {{
-        let _ = $op;
-        None
-    }};
-    ($($op:ident $(: $launch:ident)?),* $(,)?) => {
+    ($($op:ident),* $(,)?) => {
         /// Any op of the list.
         #[derive(Clone, Copy, Debug)]
         #[allow(missing_docs)]
@@ -66,9 +61,9 @@ macro_rules! ops {
                 match self { $(Op::$op(op) => op.writes()),* }
             }
 
-            /// The op as a launch, or `None` if it has no device kernel.
-            pub fn launched(&self, at: &Bases, gpu: &GpuInfo) -> Option<Launched> {
-                match self { $(Op::$op(op) => ops!(@launched op at gpu $($launch)?)),* }
+            /// The op as a launch of its device kernel.
+            pub fn launched(&self, at: &Bases, gpu: &GpuInfo) -> Launched {
+                match self { $(Op::$op(op) => Launched::new(op, at, gpu)),* }
             }
 
             /// See [`Kernel::reference`].
@@ -86,5 +81,5 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed: Launch, LayerNorm: Launch, RmsNorm: Launch, Gemm: Launch, DenseAttention: Launch, RopeKv: Launch, PagedPrefill: Launch, PagedDecode: Launch, EmbedSplice: Launch, Gather: Launch, Sample: Launch,
+    PatchEmbed, LayerNorm, RmsNorm, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
 }
