@@ -2,7 +2,9 @@
 // Layout: qkv (tiles, tokens, 3, heads, head_dim); o (tiles, tokens, heads, head_dim).
 // Grid:   x = block of 64 tokens, y = head, z = tile; four warps of 16 queries.
 // Limits: head_dim 32 or 64; tokens >= 1; buffers 16-byte aligned.
-// Bound:  BOUND
+// Bound:  latency at one tile of 577 tokens and 16 heads of 64, 14.5 us: ten steps in a row, 160 blocks of four warps.
+//         Then mma.sync and shared memory: 33 us and 167 TFLOP/s for 4 tiles, 110 us and 201 TFLOP/s for 16, a fifth
+//         of the card's peak. (bf16, H200, driver 580.159, 2026-11-22.)
 
 #include "flash.cuh"
 #include "params.cuh"
@@ -30,12 +32,15 @@ __device__ __forceinline__ void dense_attention(const DenseAttentionParams& p) {
                                 p.scale_log2);
 }
 
-#define ENTRY(name, T, kHeadDim)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(kFlashThreads) name(const __grid_constant__ DenseAttentionParams p) { \
-        dense_attention<T, kHeadDim>(p);                                                                           \
+#define ENTRY(name, T, kHeadDim)                                \
+    extern "C" __global__ void __launch_bounds__(kFlashThreads) \
+        name(const __grid_constant__ DenseAttentionParams p) {  \
+        dense_attention<T, kHeadDim>(p);                        \
     }
 ENTRY(dense_attention_f16_d32, __half, 32)
 ENTRY(dense_attention_f16_d64, __half, 64)
 ENTRY(dense_attention_bf16_d32, __nv_bfloat16, 32)
 ENTRY(dense_attention_bf16_d64, __nv_bfloat16, 64)
 EXPORT_PARAMS(dense_attention, DenseAttentionParams)
+
+// Tried: 128 registers, for four blocks on a multiprocessor instead of three: 16 tiles 106 us, but 4 tiles 36 us.

@@ -173,7 +173,8 @@ __device__ __forceinline__ void flash_tile(const QueryTile<T>& tile, const T* k,
 #pragma unroll
                 for (int n = 0; n < kTileN / 16; ++n) {
                     uint32_t b[4];
-                    ldmatrix4(b, k_smem + stage + swizzled<kHeadDim>(n * 16 + lane % 8 + lane / 16 * 8, i * 2 + lane / 8 % 2));
+                    const uint32_t key = n * 16 + lane % 8 + lane / 16 * 8, chunk = i * 2 + lane / 8 % 2;
+                    ldmatrix4(b, k_smem + stage + swizzled<kHeadDim>(key, chunk));
                     mma<T>(s[2 * n], q[i], b[0], b[1]);
                     mma<T>(s[2 * n + 1], q[i], b[2], b[3]);
                 }

@@ -1,20 +1,27 @@
 // What:   attention of one token a sequence, the last of seq_len, over its cache; zeros where seq_len is 0.
 // Layout: qkv (rows, heads + 2 kv_heads, head_dim), of which only q is read; cache (block, kv_head, 16, head_dim);
 //         o (rows, heads, head_dim). Row s is that of sequence s.
-// Grid:   x = part of the keys, y = kv_head and 8 of its query heads, z = sequence; 8 warps. The blocks along x are one
-//         cluster: warp w of part r takes the cache blocks r + w * parts, + 8 * parts, ..., and what the warps found is
+// Grid:   x = part of the keys, y = kv_head and 8 of its query heads, z = sequence; four warps. The blocks along x are
+//         one cluster: warp w of part r takes the cache blocks 4 r + w, + 4 * parts, ..., and what the warps found is
 //         put together in shared memory, first that of a block, then that of the cluster. Without clusters (PTX for
 //         compute_80) the blocks of x > 0 end at once and the first does it all.
 // Limits: head_dim 32, 64, 96 or 128; buffers 16-byte aligned.
-// Order:  depends on seq_len and the cluster size, which follows from kv_heads: a row gives the same bits in any batch.
-//         They are not the bits of paged_prefill, which adds up in another order.
-// Bound:  BOUND
+// Order:  depends on seq_len and the cluster size alone, so a row gives the same bits in any batch. They are not the
+//         bits of paged_prefill, which adds up in another order.
+// Bound:  memory: 8 sequences of 4096 tokens with 32 key heads of 128 read 4.1 TB/s (131 us), of 645 tokens 2.7 TB/s
+//         (32 us). One sequence is bound by latency: 4.4 us for 1 token, 7.7 us for 645, 26 us for 4096. With 8 key
+//         heads for 32 queries: 6.9 us for 645, 16 us for 4096, 38 us for 8 of 4096. (bf16, launches in a row, H200,
+//         driver 580.159, 2026-11-22.)
 
 #include "flash.cuh"
 #include "params.cuh"
 
-constexpr int kKvBlock = 16, kWarps = 8, kThreads = kWarps * kWarpSize;
+constexpr int kKvBlock = 16, kWarps = 4, kThreads = kWarps * kWarpSize;
 constexpr int kQueries = 8;  // columns of a tensor core product; query heads that share a key head fill them
+
+// Blocks of a multiprocessor for which the compiler must leave registers: as many as fit without spilling.
+template <int kHeadDim>
+constexpr int kResident = kHeadDim == 128 ? 3 : 4;
 
 // An 8x8 matrix of 2-byte elements, spread over a warp like a quarter of an operand, transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t m) {
@@ -95,7 +102,8 @@ struct Walk {
     uint4 k[2][kKeyLoads];                // of the tokens g and g + 8
     Words v[4][kValueLoads];              // of the tokens 2t, 2t + 1, 2t + 8, 2t + 9
     float o[kValueLoads][kWords][4] = {};  // elements 2i, 2i, 2i + 1, 2i + 1 of the queries 2t, 2t + 1, 2t, 2t + 1
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};  // of the queries 2t, 2t + 1; sums of this lane's keys
+    // Of the queries 2t and 2t + 1; the sums are of this lane's keys.
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 
     __device__ __forceinline__ static uint32_t g() { return threadIdx.x % kWarpSize / 4; }
     __device__ __forceinline__ static uint32_t t() { return threadIdx.x % 4; }
@@ -192,24 +200,69 @@ struct Walk {
     }
 };
 
+// What the warps of a block found, in one.
+template <int kHeadDim>
+__device__ __forceinline__ void join_warps(const Partial<kHeadDim> (&of_warp)[kWarps], Partial<kHeadDim>& of_block,
+                                           uint32_t queries, float scale_log2) {
+    for (uint32_t i = threadIdx.x; i < queries * kHeadDim; i += kThreads) {
+        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
+        float top = -INFINITY, sum = 0.0f, value = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, of_warp[w].top[query]);
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+            const float share = weight(of_warp[w].top[query], top, scale_log2);
+            sum += share * of_warp[w].sum[query];
+            value += share * of_warp[w].o[query][d];
+        }
+        of_block.o[query][d] = value;
+        if (d == 0) {
+            of_block.top[query] = top;
+            of_block.sum[query] = sum;
+        }
+    }
+}
+
+// What the blocks of a cluster found, in one, and divided by the sum of the weights; each block stores a part of `o`.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void join_blocks(T* o, const Partial<kHeadDim>& of_block, uint32_t queries, uint32_t rank,
+                                            uint32_t parts, uint32_t seq_len, float scale_log2) {
+    for (uint32_t i = rank * kThreads + threadIdx.x; i < queries * kHeadDim; i += parts * kThreads) {
+        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
+        float top = -INFINITY, sum = 0.0f, value = 0.0f;
+        for (uint32_t r = 0; r < parts; ++r) top = fmaxf(top, cluster_load(&of_block.top[query], r));
+        for (uint32_t r = 0; r < parts; ++r) {
+            const float share = weight(cluster_load(&of_block.top[query], r), top, scale_log2);
+            sum += share * cluster_load(&of_block.sum[query], r);
+            value += share * cluster_load(&of_block.o[query][d], r);
+        }
+        o[i] = from_f32<T>(seq_len == 0 ? 0.0f : value / sum);
+    }
+}
+
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     __shared__ Partial<kHeadDim> of_warp_smem[kWarps], of_block_smem;
-    const uint32_t rank = cluster_rank(), parts = cluster_size();
-    if (rank >= parts) return;
     pdl_wait();
     pdl_launch_dependents();
-
+    const uint32_t warp = threadIdx.x / kWarpSize, rank = cluster_rank();
     const uint32_t seq = blockIdx.z, group = p.heads / p.kv_heads, tiles = (group + kQueries - 1) / kQueries;
     const uint32_t kv_head = blockIdx.y / tiles, first_query = blockIdx.y % tiles * kQueries;
     const uint32_t queries = min(group - first_query, uint32_t(kQueries)), head = kv_head * group + first_query;
-    const uint32_t seq_len = p.seq_lens[seq], blocks = (seq_len + kKvBlock - 1) / kKvBlock;
     const int32_t* block_table = p.block_table + size_t(seq) * p.max_blocks;
+    uint32_t block = rank * kWarps + warp;
+    // Read beside the length, not after it; it may be no block of the sequence.
+    const int32_t first_block = block < p.max_blocks ? block_table[block] : 0;
+    const uint32_t seq_len = p.seq_lens[seq], blocks = (seq_len + kKvBlock - 1) / kKvBlock;
+    // A short sequence is left to some of the cluster, the rest would have nothing; a barrier does not wait for them.
+    const uint32_t parts = min(cluster_size(), max(1u, (blocks + kWarps - 1) / kWarps));
+    if (rank >= parts) return;
+
     const T* q = static_cast<const T*>(p.qkv) + (size_t(seq) * (p.heads + 2 * p.kv_heads) + head) * kHeadDim;
     T* o = static_cast<T*>(p.o) + (size_t(seq) * p.heads + head) * kHeadDim;
-    const uint32_t warp = threadIdx.x / kWarpSize, stride = kWarps * parts;
-    const auto offset = [&](uint32_t block) {
-        return (size_t(block_table[block]) * p.kv_heads + kv_head) * kKvBlock * kHeadDim;
+    const uint32_t stride = kWarps * parts;
+    const auto offset = [&](int32_t cache_block) {
+        return (size_t(cache_block) * p.kv_heads + kv_head) * kKvBlock * kHeadDim;
     };
 
     Walk<T, kHeadDim> walk;
@@ -219,16 +272,15 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
                                        : uint4{};
     }
     const T *k = static_cast<const T*>(p.k), *v = static_cast<const T*>(p.v);
-    uint32_t block = rank + warp * parts;
     if (block < blocks) {
-        const size_t at = offset(block);
+        const size_t at = offset(first_block);
         walk.fetch_keys(k + at, seq_len - block * kKvBlock);
         walk.fetch_values(v + at, seq_len - block * kKvBlock);
     }
     // The registers of the keys, then those of the values, are filled for the next block as soon as they are free.
     for (; block < blocks; block += stride) {
         const uint32_t next = block + stride;
-        const size_t at = next < blocks ? offset(next) : 0;
+        const size_t at = next < blocks ? offset(block_table[next]) : 0;
         float s[4] = {};
         walk.score(s, seq_len - block * kKvBlock);
         if (next < blocks) walk.fetch_keys(k + at, seq_len - next * kKvBlock);
@@ -239,42 +291,17 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     walk.store(of_warp_smem[warp], queries);
     __syncthreads();
 
-    for (uint32_t i = threadIdx.x; i < queries * kHeadDim; i += kThreads) {
-        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
-        float top = -INFINITY, sum = 0.0f, value = 0.0f;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, of_warp_smem[w].top[query]);
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-            const float share = weight(of_warp_smem[w].top[query], top, p.scale_log2);
-            sum += share * of_warp_smem[w].sum[query];
-            value += share * of_warp_smem[w].o[query][d];
-        }
-        of_block_smem.o[query][d] = value;
-        if (d == 0) {
-            of_block_smem.top[query] = top;
-            of_block_smem.sum[query] = sum;
-        }
-    }
+    join_warps(of_warp_smem, of_block_smem, queries, p.scale_log2);
     cluster_sync();
-    for (uint32_t i = rank * kThreads + threadIdx.x; i < queries * kHeadDim; i += parts * kThreads) {
-        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
-        float top = -INFINITY, sum = 0.0f, value = 0.0f;
-        for (uint32_t r = 0; r < parts; ++r) top = fmaxf(top, cluster_load(&of_block_smem.top[query], r));
-        for (uint32_t r = 0; r < parts; ++r) {
-            const float share = weight(cluster_load(&of_block_smem.top[query], r), top, p.scale_log2);
-            sum += share * cluster_load(&of_block_smem.sum[query], r);
-            value += share * cluster_load(&of_block_smem.o[query][d], r);
-        }
-        o[i] = from_f32<T>(seq_len == 0 ? 0.0f : value / sum);
-    }
+    join_blocks(o, of_block_smem, queries, rank, parts, seq_len, p.scale_log2);
     // Nobody leaves while others may still read what it has.
     cluster_sync();
 }
 
-#define ENTRY(name, T, kHeadDim)                                                                            \
-    extern "C" __global__ void __launch_bounds__(kThreads) name(const __grid_constant__ PagedDecodeParams p) { \
-        paged_decode<T, kHeadDim>(p);                                                                       \
+#define ENTRY(name, T, kHeadDim)                                               \
+    extern "C" __global__ void __launch_bounds__(kThreads, kResident<kHeadDim>) \
+        name(const __grid_constant__ PagedDecodeParams p) {                    \
+        paged_decode<T, kHeadDim>(p);                                          \
     }
 ENTRY(paged_decode_f16_d32, __half, 32)
 ENTRY(paged_decode_f16_d64, __half, 64)
@@ -285,3 +312,7 @@ ENTRY(paged_decode_bf16_d64, __nv_bfloat16, 64)
 ENTRY(paged_decode_bf16_d96, __nv_bfloat16, 96)
 ENTRY(paged_decode_bf16_d128, __nv_bfloat16, 128)
 EXPORT_PARAMS(paged_decode, PagedDecodeParams)
+
+// Tried, on the shapes above: blocks of eight warps, of which one fits a multiprocessor at head_dim 128, and the whole
+// cluster for any length: 11 us for one sequence of 645 tokens and 56 us for eight. Registers for two such blocks: 52
+// bytes of spills, and 10 and 47 us.

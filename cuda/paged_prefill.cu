@@ -7,7 +7,10 @@
 // Limits: head_dim 32, 64, 96 or 128; buffers 16-byte aligned.
 // Order:  a row gives the same bits in any batch and however its prompt is cut into chunks, as long as no later token
 //         that shares its 64 keys has an infinite or undefined value.
-// Bound:  BOUND
+// Bound:  mma.sync and shared memory at long prompts: 252 TFLOP/s for 2048 tokens with 32 heads of 128, a quarter of
+//         the card's peak. At 645 tokens the last blocks leave multiprocessors idle: 24 us, 144 TFLOP/s, with 8 key
+//         heads as with 32. A chunk of 100 behind 600 is bound by the latency of eleven steps in a row, 18 us. (bf16,
+//         H200, driver 580.159, 2026-11-22.)
 
 #include "flash.cuh"
 #include "params.cuh"
@@ -56,9 +59,10 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillParams& p) {
                                tile.position + tile.rows, p.scale_log2);
 }
 
-#define ENTRY(name, T, kHeadDim)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(kFlashThreads) name(const __grid_constant__ PagedPrefillParams p) { \
-        paged_prefill<T, kHeadDim>(p);                                                                           \
+#define ENTRY(name, T, kHeadDim)                                \
+    extern "C" __global__ void __launch_bounds__(kFlashThreads) \
+        name(const __grid_constant__ PagedPrefillParams p) {    \
+        paged_prefill<T, kHeadDim>(p);                          \
     }
 ENTRY(paged_prefill_f16_d32, __half, 32)
 ENTRY(paged_prefill_f16_d64, __half, 64)

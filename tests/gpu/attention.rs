@@ -118,9 +118,9 @@ pub struct Exact {
 /// `softmax(q k^T / sqrt(d)) v` of one query over `keys` and `values`, both `[n, d]`, in f64.
 ///
 /// The bound, with `u = 2^-24`: a tensor core adds 16 products to an f32 and may truncate, `4u` of the magnitudes; a
-/// score is `d / 16` such steps and a scale. The exponent is a product and a difference, `u` of the largest score and of
-/// its distance each, and the exponential is off by `4u`. Partial results are scaled when the maximum grows, once for
-/// every 16 keys at worst (`6u`), and put together in at most 12 more steps. That is the relative error `r` of a
+/// score is `d / 16` such steps and a scale. The exponent is a product and a difference, off by `2u` of the largest
+/// score and of its distance to it, and the exponential by `4u`. Partial results are scaled when the maximum grows, once
+/// for every 16 keys at worst (`6u`), and put together in at most 12 more steps. That is the relative error `r` of a
 /// weight; numerator and denominator have it, and are sums of `n / 16` steps. The weights of the numerator are rounded
 /// to the storage type: `h`, 2^-11 or 2^-8, of each, and where f16 has no smaller exponent, 2^-25 absolutely. All this
 /// is relative to the sum of `weight * |value|`; half a unit in the last place is for storing the result.
