@@ -15,6 +15,8 @@
 #![allow(clippy::print_stdout)]
 
 mod gpu;
+// Not every test writes integers.
+#[allow(dead_code)]
 #[path = "gpu/parity.rs"]
 mod parity;
 
@@ -256,10 +258,13 @@ fn ptx_and_machine_code_give_the_same_bits() {
         })
         .collect();
     for dtype in DTYPES {
-        for (m, n, k) in [(1, 512, 1024), (13, 330, 587), (32, 512, 1024), (64, 512, 512), (300, 1000, 520), (645, 4096, 512)] {
+        for (m, n, k) in
+            [(1, 512, 1024), (13, 330, 587), (32, 512, 1024), (64, 512, 512), (300, 1000, 520), (645, 4096, 512)]
+        {
             for epilogue in [Epilogue::Gelu, Epilogue::SwiGlu] {
                 let raw = Raw::new(&device, &Case::new(m, n, k, epilogue), dtype);
-                let results: Vec<_> = modules.iter().map(|(arch, module)| (arch, bits(&raw.run(&device, module)))).collect();
+                let results: Vec<_> =
+                    modules.iter().map(|(arch, module)| (arch, bits(&raw.run(&device, module)))).collect();
                 for (arch, result) in &results {
                     assert_eq!(result, &results[0].1, "{arch} and {} differ on {m}x{n}x{k} {dtype}", results[0].0);
                     assert!(result.iter().all(|b| !f32::from_bits(*b).is_nan()), "{arch}: {m}x{n}x{k}");
