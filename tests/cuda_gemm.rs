@@ -15,6 +15,8 @@
 #![allow(clippy::print_stdout)]
 
 mod gpu;
+// Not every test writes integers.
+#[allow(dead_code)]
 #[path = "gpu/parity.rs"]
 mod parity;
 

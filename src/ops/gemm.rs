@@ -157,7 +157,7 @@ impl Gemm {
     }
 
     /// The kernel for this size. Bits depend on whether it is one of [`STREAMS`] or of [`TILES`], which `m` alone
-    /// decides, and not on which of them.
+    /// decides, and not on which one of those.
     fn shape(&self, sms: u32) -> &'static Shape {
         if let Some(stream) = STREAMS.iter().find(|s| self.m <= s.rows) {
             return stream;
@@ -189,8 +189,8 @@ impl Launch for Gemm {
             k: self.k as u32,
             epilogue: self.epilogue.code(),
             c_is_f32: u32::from(self.c.dtype() == DType::F32),
-            vectors: u32::from(self.k % 8 == 0 && a % 16 == 0 && b % 16 == 0),
-            c_vectors: u32::from(cols % 8 == 0 && c % 16 == 0),
+            vectors: u32::from(self.k.is_multiple_of(8) && a.is_multiple_of(16) && b.is_multiple_of(16)),
+            c_vectors: u32::from(cols.is_multiple_of(8) && c.is_multiple_of(16)),
             pad: 0,
         }
     }
