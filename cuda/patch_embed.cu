@@ -13,6 +13,7 @@
 // Tried:  weights four steps ahead in registers, one block a multiprocessor: 46, 96 and 463 us.
 
 #include "common.cuh"
+#include "mma.cuh"
 #include "params.cuh"
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize;
@@ -32,24 +33,11 @@ struct Shared {
           row_stride(hidden + 8) {}
 };
 
-// d += a * b for a of (16, 16) and b of (16, 8). Which of the sixteen k an operand register holds does not matter as long
-// as a and b agree, so a thread takes four neighbours: registers 0, 2 of a and 0 of b the first two, the others the rest.
+// Which of the sixteen k an operand register holds does not matter as long as a and b agree, so a thread takes four
+// neighbours: registers 0, 2 of a and 0 of b the first two, the others the rest.
 template <typename T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint2& a_low, const uint2& a_high, const uint2& b);
-template <>
-__device__ __forceinline__ void mma<__half>(float (&d)[4], const uint2& a_low, const uint2& a_high, const uint2& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a_low.x), "r"(a_high.x), "r"(a_low.y), "r"(a_high.y), "r"(b.x), "r"(b.y));
-}
-template <>
-__device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint2& a_low, const uint2& a_high,
-                                                   const uint2& b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a_low.x), "r"(a_high.x), "r"(a_low.y), "r"(a_high.y), "r"(b.x), "r"(b.y));
+__device__ __forceinline__ void mma(float (&d)[4], const uint2& a_low, const uint2& a_high, const uint2& b) {
+    mma<T>(d, a_low.x, a_high.x, a_low.y, a_high.y, b.x, b.y);
 }
 
 // Four neighbours of a row of weights from k on; zeros past its end.

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// `y[i] = table[id]` for an id of a token, and `image_rows[-1 - id]` for a negative one.
 ///
@@ -77,11 +77,7 @@ impl Launch for EmbedSplice {
     fn geometry(&self, _: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
-            symbol: match self.y.dtype() {
-                DType::F16 => "embed_splice_f16",
-                DType::Bf16 => "embed_splice_bf16",
-                _ => "embed_splice_f32",
-            },
+            symbol: symbol!("embed_splice", self.y.dtype()),
             grid: [self.rows as u32, 1, 1],
             block: [threads, 1, 1],
             smem: 0,
@@ -94,7 +90,7 @@ impl Launch for EmbedSplice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::{Layout, Region};
+    use crate::mem::{DType, Layout, Region};
 
     #[test]
     fn a_row_is_a_block() {

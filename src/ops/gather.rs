@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// `y[i, first_col .. first_col + cols] = x[index[i]]`.
 ///
@@ -82,11 +82,7 @@ impl Launch for Gather {
     fn geometry(&self, _: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
-            symbol: match self.x.dtype() {
-                DType::F16 => "gather_f16",
-                DType::Bf16 => "gather_bf16",
-                _ => "gather_f32",
-            },
+            symbol: symbol!("gather", self.x.dtype()),
             grid: [self.rows as u32, 1, 1],
             block: [threads, 1, 1],
             smem: 0,
@@ -99,7 +95,7 @@ impl Launch for Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::{Layout, Region};
+    use crate::mem::{DType, Layout, Region};
 
     #[test]
     fn a_row_is_a_block() {

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::math::layer_norm;
 use crate::host::HostMem;
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// `y = (x - mean) / sqrt(variance + eps) * weight + bias`, row by row, with the biased variance.
 #[derive(Clone, Copy, Debug)]
@@ -84,11 +84,7 @@ impl Launch for LayerNorm {
     fn geometry(&self, _: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
-            symbol: match self.x.dtype() {
-                DType::F16 => "layer_norm_f16",
-                DType::Bf16 => "layer_norm_bf16",
-                _ => "layer_norm_f32",
-            },
+            symbol: symbol!("layer_norm", self.x.dtype()),
             grid: [self.rows as u32, 1, 1],
             block: [threads, 1, 1],
             smem: 0,
@@ -101,7 +97,7 @@ impl Launch for LayerNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::{Layout, Region};
+    use crate::mem::{DType, Layout, Region};
 
     #[test]
     fn a_row_is_a_block_whose_threads_depend_on_its_length_alone() {

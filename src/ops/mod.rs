@@ -3,6 +3,17 @@
 //! An op enters with a reference, a shape table and a test against an independent oracle, or not at all; there is no generic
 //! element-wise op, no broadcast and no transpose, because those belong into the op that produces the data.
 
+/// The entry point of a kernel for a stored type. None is compiled for f32, and linking says so by this name.
+macro_rules! symbol {
+    ($op:literal, $dtype:expr) => {
+        match $dtype {
+            crate::mem::DType::F16 => concat!($op, "_f16"),
+            crate::mem::DType::Bf16 => concat!($op, "_bf16"),
+            _ => concat!($op, "_f32"),
+        }
+    };
+}
+
 mod attention;
 mod dense_attention;
 mod embed_splice;

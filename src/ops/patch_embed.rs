@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::math::{layer_norm, matmul_nt};
 use crate::host::{HostMem, round_to};
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// Normalise, cut into patches, project, prepend the class token, add positions and apply the pre-norm.
 ///
@@ -163,11 +163,7 @@ impl Launch for PatchEmbed {
     fn geometry(&self, _: &GpuInfo) -> Geometry {
         let blocks = (self.grid() * self.grid()).div_ceil(BLOCK_PATCHES) + 1;
         Geometry {
-            symbol: match self.weight.dtype() {
-                DType::F16 => "patch_embed_f16",
-                DType::Bf16 => "patch_embed_bf16",
-                _ => "patch_embed_f32",
-            },
+            symbol: symbol!("patch_embed", self.weight.dtype()),
             grid: [blocks as u32, self.tiles as u32, 1],
             block: [512, 1, 1],
             smem: self.smem() as u32,
@@ -180,7 +176,7 @@ impl Launch for PatchEmbed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::{Layout, Region};
+    use crate::mem::{DType, Layout, Region};
 
     #[test]
     fn rows_and_patches_of_a_block_lie_in_shared_memory() {

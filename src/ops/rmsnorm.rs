@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::math::dot;
 use crate::host::{HostMem, round_to};
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// `y = round(x / sqrt(mean(x^2) + eps)) * weight`, row by row.
 ///
@@ -85,11 +85,7 @@ impl Launch for RmsNorm {
     fn geometry(&self, _: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
-            symbol: match self.x.dtype() {
-                DType::F16 => "rmsnorm_f16",
-                DType::Bf16 => "rmsnorm_bf16",
-                _ => "rmsnorm_f32",
-            },
+            symbol: symbol!("rmsnorm", self.x.dtype()),
             grid: [self.rows as u32, 1, 1],
             block: [threads, 1, 1],
             smem: 0,

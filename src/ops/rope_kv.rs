@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::attention::PagedKv;
 use crate::host::{HostMem, round_to};
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, DType, Spans};
+use crate::mem::{Act, Bases, Buf, Spans};
 
 /// Rotate q in place, and put the rotated k and v into the cache at each token's slot. A slot of -1 writes nothing.
 /// The k and v of `qkv` stay as they are.
@@ -142,11 +142,7 @@ impl Launch for RopeKv {
         let pieces = if half.is_multiple_of(8) { half / 8 } else { half };
         let slices = ((self.heads + 2 * self.kv.kv_heads) * pieces).div_ceil(THREADS);
         Geometry {
-            symbol: match self.qkv.dtype() {
-                DType::F16 => "rope_kv_f16",
-                DType::Bf16 => "rope_kv_bf16",
-                _ => "rope_kv_f32",
-            },
+            symbol: symbol!("rope_kv", self.qkv.dtype()),
             grid: [self.tokens as u32, slices as u32, 1],
             block: [THREADS as u32, 1, 1],
             smem: 0,
@@ -159,7 +155,7 @@ impl Launch for RopeKv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::{Layout, Region};
+    use crate::mem::{DType, Layout, Region};
 
     #[test]
     fn inverse_frequencies_are_the_published_ones() {
