@@ -12,33 +12,19 @@
 #pragma once
 
 #include "common.cuh"
+#include "mma.cuh"
 
 constexpr int kTileM = 64;         // queries of a block
 constexpr int kTileN = 64;         // keys of a step
 constexpr int kFlashThreads = 128;  // 16 queries a warp
 
-__device__ __forceinline__ uint32_t smem_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // 16 bytes to shared memory, asynchronously; zeros if not `valid`, and then nothing is read.
 __device__ __forceinline__ void cp_async16(uint32_t smem, const void* p, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem), "l"(p), "r"(valid ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kPending>
-__device__ __forceinline__ void cp_async_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
-// Four 8x8 matrices of 2-byte elements; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], uint32_t smem) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(smem)
-                 : "memory");
-}
-__device__ __forceinline__ void ldmatrix4_transposed(uint32_t (&r)[4], uint32_t smem) {
+// ldmatrix_x4 of the transposed matrices.
+__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_t smem) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(smem)
@@ -174,7 +160,7 @@ __device__ __forceinline__ void flash_tile(const QueryTile<T>& tile, const T* k,
                 for (int n = 0; n < kTileN / 16; ++n) {
                     uint32_t b[4];
                     const uint32_t key = n * 16 + lane % 8 + lane / 16 * 8, chunk = i * 2 + lane / 8 % 2;
-                    ldmatrix4(b, k_smem + stage + swizzled<kHeadDim>(key, chunk));
+                    ldmatrix_x4(b, k_smem + stage + swizzled<kHeadDim>(key, chunk));
                     mma<T>(s[2 * n], q[i], b[0], b[1]);
                     mma<T>(s[2 * n + 1], q[i], b[2], b[3]);
                 }
@@ -222,7 +208,7 @@ __device__ __forceinline__ void flash_tile(const QueryTile<T>& tile, const T* k,
 #pragma unroll
                 for (int n = 0; n < kHeadDim / 16; ++n) {
                     uint32_t b[4];
-                    ldmatrix4_transposed(b, v_smem + stage + swizzled<kHeadDim>(i * 16 + lane % 16, n * 2 + lane / 16));
+                    ldmatrix_x4_transposed(b, v_smem + stage + swizzled<kHeadDim>(i * 16 + lane % 16, n * 2 + lane / 16));
                     mma<T>(o[2 * n], p, b[0], b[1]);
                     mma<T>(o[2 * n + 1], p, b[2], b[3]);
                 }
