@@ -25,6 +25,11 @@ impl Error {
             Error::Request(e) | Error::Capacity(e) | Error::Model(e) | Error::Device(e) => e,
         }
     }
+
+    /// Set if the device will answer nothing more in this process.
+    pub fn device_lost(&self) -> Option<&DeviceLost> {
+        self.inner().downcast_ref()
+    }
 }
 
 impl fmt::Display for Error {
@@ -35,3 +40,25 @@ impl fmt::Display for Error {
 
 /// The message holds the whole chain already, so there is no source to print once more.
 impl std::error::Error for Error {}
+
+/// The device failed in a way that it does not recover from in this process: a kernel left its memory, the hardware
+/// reported an error, a watchdog ended a launch. Found in the chain of an [`Error::Device`].
+///
+/// Whoever sees it must end the process, or answer without the device: every later call on that device returns this
+/// again, without asking the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceLost {
+    /// The device, for example `cuda:0`.
+    pub device: String,
+    /// What the driver said when it happened.
+    pub cause: String,
+}
+
+impl fmt::Display for DeviceLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DeviceLost { device, cause } = self;
+        write!(f, "{device} is lost to this process: {cause}; start it again")
+    }
+}
+
+impl std::error::Error for DeviceLost {}

@@ -172,27 +172,27 @@ impl HostMem {
             self.bytes_mut(dst).copy_from_slice(src.bytes());
             return Ok(());
         }
-        self.bytes_mut(dst).copy_from_slice(&convert(src, dst.dtype)?);
+        self.bytes_mut(dst).copy_from_slice(&convert(src.bytes(), from, dst.dtype)?);
         Ok(())
     }
 }
 
-/// The bytes of a float tensor in another float type, each element rounded once, to nearest with ties to even.
+/// The bytes of floats of one type in another, each element rounded once, to nearest with ties to even.
 ///
 /// # Errors
 /// If either type is not a float.
-pub fn convert(src: &Source, to: DType) -> Result<Vec<u8>> {
-    let values: Vec<f32> = match src.dtype() {
-        DType::F32 => bytemuck::pod_collect_to_vec(src.bytes()),
-        DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(src.bytes()).to_f32_vec(),
-        DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(src.bytes()).to_f32_vec(),
-        from => bail!("{from} cannot be converted to {to}"),
+pub fn convert(bytes: &[u8], from: DType, to: DType) -> Result<Vec<u8>> {
+    let values: Vec<f32> = match from {
+        DType::F32 => bytemuck::pod_collect_to_vec(bytes),
+        DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).to_f32_vec(),
+        DType::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).to_f32_vec(),
+        _ => bail!("{from} cannot be converted to {to}"),
     };
     Ok(match to {
         DType::F32 => bytemuck::pod_collect_to_vec(&values),
         DType::F16 => bytemuck::pod_collect_to_vec(&Vec::<f16>::from_f32_slice(&values)),
         DType::Bf16 => bytemuck::pod_collect_to_vec(&Vec::<bf16>::from_f32_slice(&values)),
-        _ => bail!("{} cannot be converted to {to}", src.dtype()),
+        _ => bail!("{from} cannot be converted to {to}"),
     })
 }
 

@@ -34,4 +34,4 @@ pub mod text;
 pub mod weights;
 
 pub use engine::{Engine, Options, Output, Prompt, Request, Sampling};
-pub use error::{Error, Result};
+pub use error::{DeviceLost, Error, Result};

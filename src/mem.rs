@@ -4,6 +4,8 @@
 //! on a machine that has neither the weights nor the device; a backend turns offsets into addresses when it links.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
@@ -252,6 +254,17 @@ impl Layout {
         self.next.next_multiple_of(ALIGN) as usize
     }
 
+    /// Everything that was taken since [`Layout::bytes`] was `start`, in one piece.
+    pub fn since(&self, start: usize) -> Buf<u8> {
+        Buf {
+            region: self.region,
+            dtype: DType::U8,
+            byte: start as u64,
+            len: self.next.saturating_sub(start as u64),
+            element: PhantomData,
+        }
+    }
+
     /// The float type that [`Act`] stands for here.
     pub fn dtype(&self) -> DType {
         self.plan_dtype
@@ -281,6 +294,7 @@ pub struct Source {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
     dtype: DType,
+    file: Option<Arc<File>>,
 }
 
 impl Source {
@@ -288,18 +302,39 @@ impl Source {
     /// holds a broken element. `owner` must hand out the same bytes every time.
     pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>, dtype: DType) -> Option<Source> {
         let bytes = (*owner).as_ref().get(range.clone())?;
-        (bytes.len() % dtype.size() == 0).then_some(Source { owner, range, dtype })
+        (bytes.len() % dtype.size() == 0).then_some(Source { owner, range, dtype, file: None })
+    }
+
+    /// The same bytes, of which the owner is a map of `file` from its start: [`Source::read`] then reads the file.
+    pub fn in_file(self, file: Arc<File>) -> Source {
+        Source { file: Some(file), ..self }
     }
 
     /// Takes over `values`, which must be little-endian, as they are on every supported host.
     pub fn from_vec<T: Element + NoUninit + Send + Sync>(values: Vec<T>) -> Source {
         let range = 0..size_of_val(values.as_slice());
-        Source { owner: Arc::new(Values(values)), range, dtype: T::dtype(DType::F32) }
+        Source { owner: Arc::new(Values(values)), range, dtype: T::dtype(DType::F32), file: None }
     }
 
     /// The elements' bytes. Of any alignment: a file places a tensor wherever its writer liked.
     pub fn bytes(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
+    }
+
+    /// Copy the bytes of the elements from `first` on to `out`, which must be as long as what is wanted.
+    ///
+    /// # Errors
+    /// The file cannot be read, or became shorter.
+    pub fn read(&self, first: usize, out: &mut [u8]) -> io::Result<()> {
+        let start = first * self.dtype.size();
+        assert!(start + out.len() <= self.range.len(), "{} bytes from element {first} of {self:?}", out.len());
+        #[cfg(unix)]
+        if let Some(file) = &self.file {
+            use std::os::unix::fs::FileExt;
+            return file.read_exact_at(out, (self.range.start + start) as u64);
+        }
+        out.copy_from_slice(&self.bytes()[start..start + out.len()]);
+        Ok(())
     }
 
     /// Type of an element.
@@ -357,6 +392,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_since_a_mark_is_one_buffer() {
+        let mut l = Layout::new(Region::Io, DType::F32);
+        l.take::<u8>(3);
+        let start = l.bytes();
+        let (a, b) = (l.take::<i32>(5), l.take::<f32>(2));
+        let both = l.since(start).span();
+        assert_eq!(both.byte, a.span().byte);
+        assert_eq!(both.byte + both.bytes(), b.span().byte + b.span().bytes());
+    }
+
+    #[test]
     fn slices_move_by_elements_and_bases_add_up() {
         let mut l = Layout::new(Region::Kv, DType::F16);
         l.take::<u8>(1);
@@ -379,6 +425,23 @@ mod tests {
         assert_eq!(Source::new(owner(), 1..5, DType::F16).unwrap().len(), 2);
         assert!(Source::new(owner(), 0..5, DType::F16).is_none());
         assert!(Source::new(owner(), 4..6, DType::F16).is_none());
+    }
+
+    #[test]
+    fn a_source_is_read_from_its_file_where_it_has_one() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[1, 2, 3, 4, 5, 6]).unwrap();
+        // The owner has other bytes, so that it shows which were read.
+        let source = Source::new(Arc::new(vec![0u8; 6]), 2..6, DType::F16).unwrap();
+        let mut out = [9; 2];
+        source.read(1, &mut out).unwrap();
+        assert_eq!(out, [0, 0]);
+        let file = Arc::new(file);
+        let source = source.in_file(file.clone());
+        source.read(1, &mut out).unwrap();
+        assert_eq!(out, [5, 6]);
+        file.set_len(5).unwrap();
+        assert_eq!(source.read(1, &mut out).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -118,6 +118,17 @@ pub trait Probe {
     fn step(&mut self, index: usize, step: &Step, time: Duration);
 }
 
+/// A tensor of a checkpoint and where it goes. Float types that differ are converted.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// Where it goes.
+    pub dst: Span,
+    /// What goes there.
+    pub src: Source,
+    /// `dst` is a whole buffer that is only ever read, so a host backend may read `src` where it lies.
+    pub in_place: bool,
+}
+
 /// What runs plans: the CPU with the references, a GPU with the kernels.
 pub trait Backend {
     /// A linked plan: it can be run any number of times and reads what changes between runs from memory.
@@ -125,6 +136,10 @@ pub trait Backend {
 
     /// Bind a plan to this backend's memory.
     fn link(&self, plan: &Plan) -> Result<Self::Exec>;
+
+    /// Prepare a linked plan for many runs: where launches cost time, they are recorded and enqueued as one. Does not
+    /// change what a run computes.
+    fn capture(&self, exec: &mut Self::Exec) -> Result<()>;
 
     /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] waits for it.
     fn run(&self, exec: &mut Self::Exec, probe: Option<&mut dyn Probe>) -> Result<()>;
@@ -141,9 +156,8 @@ pub trait Backend {
     /// Overwrite the bytes at `span` with those of a [`Backend::snapshot`].
     fn restore(&self, span: Span, bytes: &[u8]) -> Result<()>;
 
-    /// Put a tensor of a checkpoint at `dst`, converting float types where they differ. With `in_place`, `dst` is a
-    /// whole read-only buffer, and a host backend may read it where it lies.
-    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()>;
+    /// Put tensors of a checkpoint in their places. `progress` is called with the bytes of what is in its place.
+    fn upload(&self, fills: &[Fill], progress: &mut dyn FnMut(u64)) -> Result<()>;
 }
 
 #[cfg(test)]

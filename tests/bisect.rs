@@ -4,12 +4,12 @@ use anyhow::Result;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ocelli::backend::Cpu;
-use ocelli::mem::{Act, Buf, DType, Element, Layout, Region, Source, Span};
+use ocelli::mem::{Act, Buf, DType, Element, Layout, Region, Span};
 use ocelli::ops::{
     EmbedSplice, Epilogue, Gather, Gemm, KV_BLOCK, LayerNorm, MAX_TOP_LOGPROBS, PagedKv, PagedPrefill, RmsNorm, RopeKv,
     Sample, SamplingRow,
 };
-use ocelli::plan::{Backend, Difference, Plan, Probe, Step, bisect};
+use ocelli::plan::{Backend, Difference, Fill, Plan, Probe, Step, bisect};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const TOLERANCE: f64 = 0.01;
@@ -25,6 +25,10 @@ impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         self.cpu.link(plan)
+    }
+
+    fn capture(&self, exec: &mut Vec<Step>) -> Result<()> {
+        self.cpu.capture(exec)
     }
 
     fn run(&self, exec: &mut Vec<Step>, _: Option<&mut dyn Probe>) -> Result<()> {
@@ -51,8 +55,8 @@ impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
         self.cpu.restore(span, bytes)
     }
 
-    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
-        self.cpu.fill(dst, src, in_place)
+    fn upload(&self, fills: &[Fill], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.cpu.upload(fills, progress)
     }
 }
 

@@ -8,15 +8,16 @@ mod gpu;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 use ocelli::backend::Cpu;
 use ocelli::backend::cuda::Cuda;
 use ocelli::engine::{Checkpoint, Device, Engine, LogitRows, Options, Prompt, Request, Runner, Sampling, SequenceStep};
 use ocelli::image::{self, Alpha};
-use ocelli::mem::DType;
-use ocelli::models::{Limits, StepShape};
+use ocelli::mem::{DType, Region};
+use ocelli::models::{Limits, StepShape, Tiles};
 use ocelli::ops::SamplingRow;
-use ocelli::plan::{Plan, bisect};
+use ocelli::plan::{Backend, Plan, Probe, Step, bisect};
 use ocelli::text::{Message, Role};
 use serde_json::Value;
 
@@ -96,6 +97,108 @@ fn every_step_of_tiny_models_agrees_with_the_references() {
         ];
         both.step(&mixed, tolerance);
         println!("{folder} in {dtype}: encode and steps agree");
+    }
+}
+
+/// The demo in memory whose every byte was `fill`.
+fn filled(fill: u8, dtype: DType) -> Runner<Cuda> {
+    let dir = Path::new("demo/llava-shapes");
+    let checkpoint = Checkpoint::open(dir, &Options { dtype: Some(dtype), ..Options::default() }).unwrap();
+    let limits = Limits {
+        max_model_len: 256,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 256,
+        max_logit_rows: 4,
+        max_tiles: 2,
+        kv_blocks: 64,
+    };
+    let model = checkpoint.build(limits).unwrap();
+    let cuda = Cuda::new(0, model.regions(), fill).unwrap();
+    Runner::new(cuda, model, |_| ()).unwrap()
+}
+
+/// A probe sees every launch, so a plan that is run with one is not replayed.
+struct Apart;
+
+impl Probe for Apart {
+    fn step(&mut self, _: usize, _: &Step, _: Duration) {}
+}
+
+/// Runs the same things in memory of zeros and in memory of NaNs, recorded and launch by launch: the bits of the logits
+/// must be the same four times.
+struct Four {
+    runners: [Runner<Cuda>; 4],
+    logits: usize,
+}
+
+impl Four {
+    fn open(dtype: DType) -> Four {
+        Four { runners: [0, 0, 0xff, 0xff].map(|fill| filled(fill, dtype)), logits: 0 }
+    }
+
+    fn encode(&mut self, picture: &Tiles) {
+        for (i, runner) in self.runners.iter_mut().enumerate() {
+            let probe: Option<&mut dyn Probe> = if i % 2 == 0 { None } else { Some(&mut Apart) };
+            runner.encode(std::slice::from_ref(picture), probe).unwrap();
+        }
+        self.compare(&self.runners[0].model().encode_plan(1));
+    }
+
+    fn step(&mut self, sequences: &[SequenceStep<'_>]) {
+        let run = |(i, runner): (usize, &mut Runner<Cuda>)| {
+            let probe: Option<&mut dyn Probe> = if i % 2 == 0 { None } else { Some(&mut Apart) };
+            let shape = runner.step(sequences, LogitRows::Last, probe).unwrap();
+            let logits = runner.logits(sequences.len()).unwrap();
+            (shape, logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>())
+        };
+        let four: Vec<_> = self.runners.iter_mut().enumerate().map(run).collect();
+        let (shape, zeros) = &four[0];
+        assert!(zeros.iter().all(|&bits| f32::from_bits(bits).is_finite()));
+        if four.iter().any(|(_, bits)| bits != zeros) {
+            self.compare(&self.runners[0].model().step_plan(*shape));
+            panic!("the logits of {shape:?} differ, and no op alone does: attention reads slots of nobody");
+        }
+        self.logits += zeros.len();
+    }
+
+    /// Op by op, from the same inputs and the same caches.
+    fn compare(&self, plan: &Plan) {
+        let zeros = self.runners[0].backend();
+        for other in &self.runners[1..] {
+            let writes = plan.steps().iter().flat_map(|step| step.op.writes());
+            for cache in writes.filter(|span| span.region == Region::Kv) {
+                other.backend().restore(cache, &zeros.snapshot(cache).unwrap()).unwrap();
+            }
+            let found = bisect(plan, zeros, other.backend(), 0.0).unwrap();
+            assert!(found.is_none(), "{}", found.unwrap());
+        }
+    }
+}
+
+/// What lies in memory that nobody wrote must not matter, nor how launches reach the device.
+#[test]
+fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plain_launches() {
+    if gpu::device().is_none() {
+        return;
+    }
+    for dtype in [DType::F16, DType::Bf16] {
+        let mut four = Four::open(dtype);
+        let bytes = fs::read("demo/images/shapes.jpg").unwrap();
+        let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
+        let picture = four.runners[0].model().prepare(&rgb).unwrap();
+        let rows = picture.tokens as i32;
+        four.encode(&picture);
+        let prompt: Vec<i32> = [1, 40].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51]).collect();
+        let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..48).filter(|b| b % 3 == s).collect());
+        for blocks in &blocks {
+            four.step(&[SequenceStep { ids: &prompt, cached: 0, blocks, sampling: GREEDY }]);
+        }
+        for step in 0..6 {
+            // One sequence, then two, then three, which a row of nobody fills up to four.
+            let one = |blocks| SequenceStep { ids: &[60], cached: prompt.len() + step, blocks, sampling: GREEDY };
+            four.step(&blocks[..1 + step / 2].iter().map(|b| one(b)).collect::<Vec<_>>());
+        }
+        println!("{dtype}: {} logits with the same bits four times", four.logits);
     }
 }
 

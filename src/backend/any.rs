@@ -6,8 +6,8 @@ use bytemuck::Pod;
 use super::Cpu;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Cuda};
-use crate::mem::{Buf, Source, Span};
-use crate::plan::{Backend, Plan, Probe, Step};
+use crate::mem::{Buf, Span};
+use crate::plan::{Backend, Fill, Plan, Probe, Step};
 
 /// One of the backends.
 pub enum Any {
@@ -36,6 +36,11 @@ impl Any {
             Any::Cuda(_) => "cuda",
         }
     }
+
+    #[cfg(feature = "cuda")]
+    fn stranger(&self) -> anyhow::Error {
+        anyhow::anyhow!("a plan was linked to another backend than {}", self.name())
+    }
 }
 
 /// Hand a call on to the backend inside.
@@ -60,13 +65,23 @@ impl Backend for Any {
         })
     }
 
+    fn capture(&self, exec: &mut Exec) -> Result<()> {
+        match (self, exec) {
+            (Any::Cpu(b), Exec::Cpu(exec)) => b.capture(exec),
+            #[cfg(feature = "cuda")]
+            (Any::Cuda(b), Exec::Cuda(exec)) => b.capture(exec),
+            #[cfg(feature = "cuda")]
+            _ => Err(self.stranger()),
+        }
+    }
+
     fn run(&self, exec: &mut Exec, probe: Option<&mut dyn Probe>) -> Result<()> {
         match (self, exec) {
             (Any::Cpu(b), Exec::Cpu(exec)) => b.run(exec, probe),
             #[cfg(feature = "cuda")]
             (Any::Cuda(b), Exec::Cuda(exec)) => b.run(exec, probe),
             #[cfg(feature = "cuda")]
-            _ => anyhow::bail!("a plan was linked to another backend than {}", self.name()),
+            _ => Err(self.stranger()),
         }
     }
 
@@ -86,7 +101,7 @@ impl Backend for Any {
         inner!(self, b => b.restore(span, bytes))
     }
 
-    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
-        inner!(self, b => b.fill(dst, src, in_place))
+    fn upload(&self, fills: &[Fill], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        inner!(self, b => b.upload(fills, progress))
     }
 }

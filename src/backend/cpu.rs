@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use bytemuck::Pod;
 
 use crate::host::HostMem;
-use crate::mem::{Buf, Source, Span};
-use crate::plan::{Backend, Plan, Probe, Step};
+use crate::mem::{Buf, Span};
+use crate::plan::{Backend, Fill, Plan, Probe, Step};
 
 /// Host memory for the four regions, and the references.
 pub struct Cpu {
@@ -29,6 +29,11 @@ impl Backend for Cpu {
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         Ok(plan.steps().to_vec())
+    }
+
+    /// A reference costs nothing to call.
+    fn capture(&self, _exec: &mut Vec<Step>) -> Result<()> {
+        Ok(())
     }
 
     fn run(&self, exec: &mut Vec<Step>, mut probe: Option<&mut dyn Probe>) -> Result<()> {
@@ -65,7 +70,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn fill(&self, dst: Span, src: &Source, in_place: bool) -> Result<()> {
-        self.memory.fill(dst, src, in_place)
+    fn upload(&self, fills: &[Fill], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        for Fill { dst, src, in_place } in fills {
+            self.memory.fill(*dst, src, *in_place)?;
+            progress(dst.bytes());
+        }
+        Ok(())
     }
 }

@@ -139,6 +139,11 @@ fn load(args: &RunArgs) -> Result<Engine> {
     for warning in engine.warnings() {
         writeln!(io::stderr(), "warning: {warning}")?;
     }
+    let upload = engine.upload();
+    if engine.backend_name() != "cpu" {
+        let gb = upload.bytes as f64 / 1e9;
+        writeln!(io::stderr(), "[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s())?;
+    }
     Ok(engine)
 }
 
@@ -200,6 +205,8 @@ fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
         },
         "logits_hash": o.logits_hash,
         "timings": {
+            "upload_ms": engine.upload().ms,
+            "upload_gb_per_s": engine.upload().gb_per_s(),
             "load_ms": o.timings.load_ms,
             "encode_ms": o.timings.encode_ms,
             "prefill_ms": o.timings.prefill_ms,

@@ -47,29 +47,31 @@ fn backend(device: Device, model: &dyn Vlm, limits: &Limits) -> Result<Any> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
-            let cuda = crate::backend::cuda::Cuda::new(ordinal, model.regions(), 0).map_err(Error::Device)?;
+            let device = crate::backend::cuda::driver::Device::open(ordinal).map_err(Error::Device)?;
+            let free = device.free_memory().map_err(Error::Device)? as u64;
+            check_memory(model, limits, &format!("memory on cuda:{ordinal}"), free, 0).map_err(Error::Capacity)?;
+            let cuda = crate::backend::cuda::Cuda::on(device, model.regions(), 0).map_err(Error::Device)?;
             Ok(Any::Cuda(Box::new(cuda)))
         }
         _ => {
-            check_memory(model, limits).map_err(Error::Capacity)?;
+            // Tensors that are read in the mapped file take no memory of their own.
+            let mapped = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
+            check_memory(model, limits, "memory", available_memory(), mapped).map_err(Error::Capacity)?;
             Ok(Any::Cpu(Cpu::new(model.regions()).map_err(Error::Device)?))
         }
     }
 }
 
-/// Refuse what would not fit the host, before anything is allocated. Tensors that are read in the mapped file take no memory of
-/// their own.
-fn check_memory(model: &dyn Vlm, limits: &Limits) -> anyhow::Result<()> {
-    let available = available_memory();
+/// Refuse what would not fit, before anything is allocated.
+fn check_memory(model: &dyn Vlm, limits: &Limits, what: &str, available: u64, mapped: u64) -> anyhow::Result<()> {
     let bytes = |region: Region| model.regions()[region as usize] as u64;
-    let mapped: u64 = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
     let weights = bytes(Region::Weights).saturating_sub(mapped);
     let needed = Region::ALL.map(bytes).iter().fold(0u64, |sum, b| sum.saturating_add(*b)).saturating_sub(mapped);
     let mb = |bytes: u64| bytes.div_ceil(1_000_000);
     // 0 is a system that does not say.
     anyhow::ensure!(
         available == 0 || needed <= available,
-        "the model needs {} MB of memory ({} of weights, {} of cache, {} of activations, {} of exchange buffers) and {} \
+        "the model needs {} MB of {what} ({} of weights, {} of cache, {} of activations, {} of exchange buffers) and {} \
          are available; lower max_model_len, now {} tokens (--max-model-len), or the pictures a prompt may hold, now {} \
          (--limit-mm-per-prompt)",
         mb(needed),
@@ -84,12 +86,29 @@ fn check_memory(model: &dyn Vlm, limits: &Limits) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What bringing the weights to the device took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Upload {
+    /// Bytes of weights on the device.
+    pub bytes: u64,
+    /// Wall-clock time in milliseconds.
+    pub ms: f64,
+}
+
+impl Upload {
+    /// 10^9 bytes a second.
+    pub fn gb_per_s(&self) -> f64 {
+        if self.ms > 0.0 { self.bytes as f64 / self.ms / 1e6 } else { 0.0 }
+    }
+}
+
 /// A loaded model, ready to answer one request after another.
 pub struct Engine {
     checkpoint: Checkpoint,
     runner: Runner<Any>,
     blocks: BlockPool,
     warnings: Vec<String>,
+    upload: Upload,
     load_ms: f64,
 }
 
@@ -116,14 +135,56 @@ impl Engine {
         let warnings = [checkpoint.warnings(), model.warnings()].concat();
         let backend = backend(device, &*model, &limits)?;
         let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
+        let began = Instant::now();
         let runner = Runner::new(backend, model, |bytes| {
             done += bytes;
             progress(done, total);
         })
         .map_err(Error::Device)?;
+        let upload = Upload { bytes: total, ms: began.elapsed().as_secs_f64() * 1e3 };
         checkpoint.weights.check_unchanged().map_err(Error::Model)?;
-        let load_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(Engine { checkpoint, runner, blocks: BlockPool::new(limits.kv_blocks), warnings, load_ms })
+        let blocks = BlockPool::new(limits.kv_blocks);
+        let mut engine = Engine { checkpoint, runner, blocks, warnings, upload, load_ms: 0.0 };
+        if device != Device::Cpu {
+            engine.warm().map_err(Error::Device)?;
+        }
+        engine.load_ms = start.elapsed().as_secs_f64() * 1e3;
+        Ok(engine)
+    }
+
+    /// Run everything once, a picture, a prompt and answers, so that the first request finds kernels loaded and decode
+    /// steps recorded.
+    fn warm(&mut self) -> anyhow::Result<()> {
+        const TEXT: usize = 32;
+        let model = self.runner.model();
+        let mut pictures = Vec::new();
+        if self.checkpoint.max_images > 0 {
+            pictures.push(model.prepare(&model.dummy_image()?)?);
+        }
+        self.runner.encode(&pictures, None)?;
+        let rows = pictures.iter().map(|p| p.tokens as i32).sum();
+        let ids: Vec<i32> = (1..=rows).map(|row| -row).chain([0; TEXT]).collect();
+        // The last token is decoded by itself.
+        let length = ids.len().min(self.checkpoint.max_model_len - 1);
+        let blocks = self.blocks.take(length + 1)?;
+        let greedy = crate::ops::SamplingRow::GREEDY;
+        for (ids, cached) in [(&ids[..length], 0), (&[0], length)] {
+            if !ids.is_empty() {
+                self.runner.step(
+                    &[SequenceStep { ids, cached, blocks: &blocks, sampling: greedy }],
+                    LogitRows::Last,
+                    None,
+                )?;
+                self.runner.sampled(1, 0)?;
+            }
+        }
+        self.blocks.give(blocks);
+        Ok(())
+    }
+
+    /// What bringing the weights to the device took.
+    pub fn upload(&self) -> Upload {
+        self.upload
     }
 
     /// Name of the checkpoint's directory.

@@ -46,7 +46,7 @@ impl Options {
 /// Where to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The host, in this version: every op is checked on GPUs, whole models are not yet.
+    /// The first GPU where there is one and the model is computed in f16 or bf16, otherwise the host.
     Auto,
     /// The references on the host.
     Cpu,
@@ -61,6 +61,7 @@ impl Device {
     /// If a GPU was asked for and there is none, or it does not compute in `dtype`.
     pub(super) fn choose(self, dtype: DType) -> Result<Device> {
         match self {
+            Device::Auto if dtype != DType::F32 && gpus().is_ok_and(|count| count > 0) => Ok(Device::Cuda(0)),
             Device::Auto | Device::Cpu => Ok(Device::Cpu),
             Device::Cuda(n) => {
                 let count = gpus()?;

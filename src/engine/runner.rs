@@ -1,12 +1,15 @@
 //! Owns the backend: uploads the weights, turns a step into the buffers that the plan reads, and reads what it wrote.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::models::{StepShape, Tiles, Vlm};
+use crate::mem::Span;
+use crate::models::{Placement, StepIo, StepShape, Tiles, Vlm};
 use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
-use crate::plan::{Backend, Probe};
+use crate::plan::{Backend, Fill, Plan, Probe};
 
 /// The tokens that one sequence brings to a step.
 #[derive(Clone, Debug)]
@@ -45,21 +48,24 @@ pub struct Sampled {
 pub struct Runner<B: Backend> {
     backend: B,
     model: Box<dyn Vlm>,
-    /// Linked plans of pure decode steps, which recur; a step with a prompt in it has a shape of its own.
+    /// Recorded plans of pure decode steps, which recur; a step with a prompt in it has a shape of its own.
     decode: HashMap<StepShape, B::Exec>,
+    /// Recorded plans that encode so many tiles.
+    encode: HashMap<usize, B::Exec>,
+    /// What the host wrote for the last step, and the step's buffers.
+    inputs: Vec<u8>,
+    last: Option<StepIo>,
 }
 
 impl<B: Backend> Runner<B> {
-    /// Upload the weights. `progress` is called with the bytes of each tensor that is in its place.
+    /// Upload the weights. `progress` is called with the bytes of what is in its place.
     ///
     /// # Errors
     /// If the backend fails.
     pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
-        for placement in model.placements() {
-            backend.fill(placement.dst, &placement.source(), placement.in_place)?;
-            progress(placement.dst.bytes());
-        }
-        Ok(Runner { backend, model, decode: HashMap::new() })
+        let fills: Vec<Fill> = model.placements().iter().map(Placement::fill).collect();
+        backend.upload(&fills, &mut progress)?;
+        Ok(Runner { backend, model, decode: HashMap::new(), encode: HashMap::new(), inputs: Vec::new(), last: None })
     }
 
     /// The model.
@@ -84,11 +90,14 @@ impl<B: Backend> Runner<B> {
         let room = self.model.pixels();
         ensure!(pixels.len() <= room.len(), "{} bytes of pixels; the plan has room for {}", pixels.len(), room.len());
         self.backend.write(room, &pixels)?;
-        let plan = self.model.encode_plan(pictures.iter().map(|p| p.tiles).sum());
-        self.backend.run(&mut self.backend.link(&plan)?, probe)
+        let tiles = pictures.iter().map(|p| p.tiles).sum();
+        let plan = || self.model.encode_plan(tiles);
+        let exec = recorded(&self.backend, &mut self.encode, tiles, plan)?;
+        self.backend.run(exec, probe)
     }
 
-    /// Run one step; sequences that bring one token come before those that bring several. Returns the shape that ran.
+    /// Run one step; sequences that bring one token come before those that bring several. Returns the shape that ran: a
+    /// batch of decode sequences alone is filled up with rows of nobody to a number that has a plan.
     ///
     /// # Errors
     /// If the step is larger than was planned for, or the backend fails.
@@ -104,17 +113,13 @@ impl<B: Backend> Runner<B> {
             self.backend.run(&mut self.backend.link(&plan)?, probe)?;
             return Ok(shape);
         }
-        if !self.decode.contains_key(&shape) {
-            let exec = self.backend.link(&self.model.step_plan(shape))?;
-            self.decode.insert(shape, exec);
-        }
-        let exec = self.decode.get_mut(&shape).context("the plan was linked")?;
+        let exec = recorded(&self.backend, &mut self.decode, shape, || self.model.step_plan(shape))?;
         self.backend.run(exec, probe)?;
         Ok(shape)
     }
 
-    fn write_step(&self, sequences: &[SequenceStep<'_>], rows: LogitRows) -> Result<StepShape> {
-        let io = self.model.io();
+    fn write_step(&mut self, sequences: &[SequenceStep<'_>], rows: LogitRows) -> Result<StepShape> {
+        let area = self.model.io();
         let decode = sequences.iter().take_while(|s| s.ids.len() == 1).count();
         let (mut ids, mut positions, mut slots) = (vec![], vec![], vec![]);
         let (mut table, mut lens, mut start, mut logit_index) = (vec![], vec![], vec![0], vec![]);
@@ -123,10 +128,10 @@ impl<B: Backend> Runner<B> {
             ensure!(!s.ids.is_empty() && (i < decode || s.ids.len() > 1), "sequence {i} is out of order in the step");
             let len = s.cached + s.ids.len();
             ensure!(
-                len <= s.blocks.len() * KV_BLOCK && s.blocks.len() <= io.max_blocks,
+                len <= s.blocks.len() * KV_BLOCK && s.blocks.len() <= area.max_blocks,
                 "sequence {i} has {len} tokens and {} blocks; the table has {}",
                 s.blocks.len(),
-                io.max_blocks
+                area.max_blocks
             );
             let first = ids.len();
             ids.extend_from_slice(s.ids);
@@ -135,7 +140,7 @@ impl<B: Backend> Runner<B> {
                 slots.push(s.blocks[position / KV_BLOCK] * KV_BLOCK as i32 + (position % KV_BLOCK) as i32);
             }
             table.extend_from_slice(s.blocks);
-            table.resize((i + 1) * io.max_blocks, 0);
+            table.resize((i + 1) * area.max_blocks, 0);
             lens.push(len as i32);
             start.push(ids.len() as i32);
             let wanted = match rows {
@@ -145,21 +150,47 @@ impl<B: Backend> Runner<B> {
             sampling.extend(wanted.clone().map(|_| s.sampling));
             logit_index.extend(wanted.map(|row| row as i32));
         }
-        self.backend.write(io.ids, &ids)?;
-        self.backend.write(io.positions, &positions)?;
-        self.backend.write(io.slot_mapping, &slots)?;
-        self.backend.write(io.block_table, &table)?;
-        self.backend.write(io.seq_lens, &lens)?;
-        self.backend.write(io.query_start, &start)?;
-        self.backend.write(io.logit_index, &logit_index)?;
-        self.backend.write(io.sampling, bytemuck::cast_slice(&sampling))?;
-        Ok(StepShape {
-            decode,
+        let padded = if decode == sequences.len() { area.bucket(decode) } else { decode };
+        for row in decode..padded {
+            ids.push(0);
+            positions.push(0);
+            slots.push(-1);
+            table.resize((row + 1) * area.max_blocks, 0);
+            lens.push(0);
+            start.push(row as i32 + 1);
+            logit_index.push(row as i32);
+            sampling.push(SamplingRow::GREEDY);
+        }
+        let shape = StepShape {
+            decode: padded,
             prefill_seqs: sequences.len() - decode,
-            prefill_tokens: ids.len() - decode,
+            prefill_tokens: ids.len() - padded,
             logit_rows: logit_index.len(),
-            context: io.max_blocks * KV_BLOCK,
-        })
+            context: area.max_blocks * KV_BLOCK,
+        };
+        let io = area.step(shape)?;
+        self.inputs.clear();
+        self.inputs.resize(io.inputs.len(), 0);
+        let mut put = |dst: Span, src: &[u8]| {
+            let at = (dst.byte - io.inputs.span().byte) as usize;
+            self.inputs[at..at + src.len()].copy_from_slice(src);
+        };
+        put(io.ids.span(), bytemuck::cast_slice(&ids));
+        put(io.positions.span(), bytemuck::cast_slice(&positions));
+        put(io.slot_mapping.span(), bytemuck::cast_slice(&slots));
+        put(io.block_table.span(), bytemuck::cast_slice(&table));
+        put(io.seq_lens.span(), bytemuck::cast_slice(&lens));
+        put(io.query_start.span(), bytemuck::cast_slice(&start));
+        put(io.logit_index.span(), bytemuck::cast_slice(&logit_index));
+        put(io.sampling.span(), bytemuck::cast_slice(&sampling));
+        self.backend.write(io.inputs, &self.inputs)?;
+        self.last = Some(io);
+        Ok(shape)
+    }
+
+    /// The buffers of the last step.
+    fn last(&self) -> Result<&StepIo> {
+        self.last.as_ref().context("no step has run")
     }
 
     /// Start the token counts of sequence state `state` from the ids of its prompt.
@@ -183,13 +214,14 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// If the backend fails.
     pub fn sampled(&self, rows: usize, top_logprobs: usize) -> Result<Vec<Sampled>> {
-        let io = self.model.io();
-        let mut tokens = vec![0i32; rows];
-        let mut logprobs = vec![0.0f32; rows * (1 + MAX_TOP_LOGPROBS)];
-        let mut top = vec![0i32; rows * MAX_TOP_LOGPROBS];
-        self.backend.read(io.token, &mut tokens)?;
-        self.backend.read(io.logprobs, &mut logprobs)?;
-        self.backend.read(io.top, &mut top)?;
+        let io = self.last()?;
+        let mut outputs = vec![0; io.outputs.len()];
+        self.backend.read(io.outputs, &mut outputs)?;
+        let at = |b: Span| &outputs[(b.byte - io.outputs.span().byte) as usize..][..b.bytes() as usize];
+        let tokens: Vec<i32> = bytemuck::pod_collect_to_vec(at(io.token.span()));
+        let logprobs: Vec<f32> = bytemuck::pod_collect_to_vec(at(io.logprobs.span()));
+        let top: Vec<i32> = bytemuck::pod_collect_to_vec(at(io.top.span()));
+        ensure!(rows <= tokens.len(), "{rows} rows were asked for, and the last step sampled {}", tokens.len());
         let row = |i: usize| {
             let logprobs = &logprobs[i * (1 + MAX_TOP_LOGPROBS)..];
             let ids = top[i * MAX_TOP_LOGPROBS..].iter().take(top_logprobs);
@@ -207,9 +239,25 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// If the backend fails.
     pub fn logits(&self, rows: usize) -> Result<Vec<f32>> {
-        let io = self.model.io();
-        let mut logits = vec![0.0; rows * io.vocab];
-        self.backend.read(io.logits, &mut logits)?;
+        let mut logits = vec![0.0; rows * self.model.io().vocab];
+        self.backend.read(self.last()?.logits, &mut logits)?;
         Ok(logits)
+    }
+}
+
+/// The recorded plan of `key`, made when it is first asked for.
+fn recorded<'a, B: Backend, K: Eq + Hash>(
+    backend: &B,
+    made: &'a mut HashMap<K, B::Exec>,
+    key: K,
+    plan: impl FnOnce() -> Plan,
+) -> Result<&'a mut B::Exec> {
+    match made.entry(key) {
+        Entry::Occupied(found) => Ok(found.into_mut()),
+        Entry::Vacant(place) => {
+            let mut exec = backend.link(&plan())?;
+            backend.capture(&mut exec)?;
+            Ok(place.insert(exec))
+        }
     }
 }

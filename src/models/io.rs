@@ -1,5 +1,7 @@
 //! What the host writes before a step and reads after it, and the sizes that decide the regions.
 
+use anyhow::{Result, ensure};
+
 use crate::mem::{Buf, DType, Layout, Region};
 use crate::ops::{KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
 
@@ -49,7 +51,22 @@ impl StepShape {
     }
 }
 
-/// Buffers in [`Region::Io`]. Sequences are numbered as their rows are: decode sequences first.
+/// The part of [`Region::Io`] in which the host and the device exchange what a step needs.
+///
+/// What a step reads and writes is packed for its shape: one copy brings all of it, however small the step.
+#[derive(Clone, Debug)]
+pub struct StepArea {
+    /// `[seqs, vocab]`: tokens of the prompt and the answer, for penalties. The one thing that outlives a step.
+    pub counts: Buf<i32>,
+    /// Blocks of a row of a block table.
+    pub max_blocks: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    limits: Limits,
+    free: Layout,
+}
+
+/// The buffers of a step. Sequences are numbered as their rows are: decode sequences first.
 #[derive(Clone, Copy, Debug)]
 pub struct StepIo {
     /// `[tokens]`: an id of the vocabulary, or `-1 - row` of the image rows.
@@ -68,7 +85,9 @@ pub struct StepIo {
     pub logit_index: Buf<i32>,
     /// `[logit_rows]` of [`SamplingRow`].
     pub sampling: Buf<u8>,
-    /// `[seqs, vocab]`: tokens of the prompt and the answer, for penalties.
+    /// All of the above: what the host writes.
+    pub inputs: Buf<u8>,
+    /// See [`StepArea::counts`].
     pub counts: Buf<i32>,
     /// `[logit_rows, vocab]`
     pub logits: Buf<f32>,
@@ -78,33 +97,84 @@ pub struct StepIo {
     pub logprobs: Buf<f32>,
     /// `[logit_rows, 20]`
     pub top: Buf<i32>,
-    /// Blocks of a row of `block_table`.
+    /// The last three: what the host reads.
+    pub outputs: Buf<u8>,
+    /// See [`StepArea::max_blocks`].
     pub max_blocks: usize,
-    /// Tokens of the vocabulary.
-    pub vocab: usize,
 }
 
-impl StepIo {
-    /// Take the buffers from the layout of [`Region::Io`].
-    pub fn new(io: &mut Layout, limits: &Limits, vocab: usize) -> StepIo {
-        let (tokens, seqs, rows) = (limits.max_num_batched_tokens, limits.max_num_seqs, limits.max_logit_rows);
-        let max_blocks = limits.max_blocks();
+impl StepArea {
+    /// Take room for the largest step from the layout of [`Region::Io`].
+    pub(super) fn new(io: &mut Layout, limits: Limits, vocab: usize) -> StepArea {
+        let counts = io.take(limits.max_num_seqs * vocab);
+        let area = StepArea { counts, max_blocks: limits.max_blocks(), vocab, limits, free: io.clone() };
+        let Limits { max_num_seqs, max_num_batched_tokens, max_logit_rows, .. } = limits;
+        area.take(io, max_num_batched_tokens, max_num_seqs, max_logit_rows);
+        area
+    }
+
+    /// The smallest number of decode sequences that a step is built for, of at least `seqs`: the powers of two, so that a
+    /// handful of plans serves every batch.
+    pub fn bucket(&self, seqs: usize) -> usize {
+        seqs.next_power_of_two().min(self.limits.max_num_seqs).max(seqs)
+    }
+
+    /// The buffers of a step.
+    ///
+    /// # Errors
+    /// If it is larger than what was planned for.
+    pub fn step(&self, shape: StepShape) -> Result<StepIo> {
+        let seqs = shape.decode + shape.prefill_seqs;
+        let l = &self.limits;
+        for (what, asked, limit) in [
+            ("tokens", shape.tokens(), l.max_num_batched_tokens),
+            ("sequences", seqs, l.max_num_seqs),
+            ("rows of logits", shape.logit_rows, l.max_logit_rows),
+        ] {
+            ensure!(asked <= limit, "a step has {asked} {what}; {limit} were planned for");
+        }
+        Ok(self.packed(shape))
+    }
+
+    /// [`StepArea::step`] for a plan, which may be built to be looked at, for a shape that no region was sized for.
+    pub(super) fn packed(&self, shape: StepShape) -> StepIo {
+        let seqs = shape.decode + shape.prefill_seqs;
+        self.take(&mut self.free.clone(), shape.tokens(), seqs, shape.logit_rows)
+    }
+
+    fn take(&self, io: &mut Layout, tokens: usize, seqs: usize, rows: usize) -> StepIo {
+        let start = io.bytes();
+        let ids = io.take(tokens);
+        let positions = io.take(tokens);
+        let slot_mapping = io.take(tokens);
+        let block_table = io.take(seqs * self.max_blocks);
+        let seq_lens = io.take(seqs);
+        let query_start = io.take(seqs + 1);
+        let logit_index = io.take(rows);
+        let sampling = io.take(rows * size_of::<SamplingRow>());
+        let inputs = io.since(start);
+        let start = io.bytes();
+        let token = io.take(rows);
+        let logprobs = io.take(rows * (1 + MAX_TOP_LOGPROBS));
+        let top = io.take(rows * MAX_TOP_LOGPROBS);
+        let outputs = io.since(start);
         StepIo {
-            ids: io.take(tokens),
-            positions: io.take(tokens),
-            slot_mapping: io.take(tokens),
-            block_table: io.take(seqs * max_blocks),
-            seq_lens: io.take(seqs),
-            query_start: io.take(seqs + 1),
-            logit_index: io.take(rows),
-            sampling: io.take(rows * size_of::<SamplingRow>()),
-            counts: io.take(seqs * vocab),
-            logits: io.take(rows * vocab),
-            token: io.take(rows),
-            logprobs: io.take(rows * (1 + MAX_TOP_LOGPROBS)),
-            top: io.take(rows * MAX_TOP_LOGPROBS),
-            max_blocks,
-            vocab,
+            ids,
+            positions,
+            slot_mapping,
+            block_table,
+            seq_lens,
+            query_start,
+            logit_index,
+            sampling,
+            inputs,
+            counts: self.counts,
+            logits: io.take(rows * self.vocab),
+            token,
+            logprobs,
+            top,
+            outputs,
+            max_blocks: self.max_blocks,
         }
     }
 }
@@ -112,4 +182,52 @@ impl StepIo {
 /// An empty layout of each region, in the order of [`Region::ALL`].
 pub(super) fn layouts(dtype: DType) -> [Layout; 4] {
     Region::ALL.map(|region| Layout::new(region, dtype))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn area() -> (StepArea, Layout) {
+        let mut io = Layout::new(Region::Io, DType::F16);
+        let limits = Limits {
+            max_model_len: 64,
+            max_num_seqs: 6,
+            max_num_batched_tokens: 40,
+            max_logit_rows: 6,
+            max_tiles: 1,
+            kv_blocks: 8,
+        };
+        let area = StepArea::new(&mut io, limits, 100);
+        (area, io)
+    }
+
+    fn decode(n: usize) -> StepShape {
+        StepShape { decode: n, prefill_seqs: 0, prefill_tokens: 0, logit_rows: n, context: 64 }
+    }
+
+    #[test]
+    fn every_step_lies_in_what_was_taken_for_the_largest() {
+        let (area, io) = area();
+        for shape in [decode(1), decode(6), StepShape { prefill_seqs: 2, prefill_tokens: 36, ..decode(4) }] {
+            let step = area.step(shape).unwrap();
+            let end = |at: crate::mem::Span| (at.byte + at.bytes()) as usize;
+            assert!(end(step.logits.span()).max(end(step.outputs.span())) <= io.bytes());
+            assert!(end(step.sampling.span()) == end(step.inputs.span()));
+        }
+        let small = area.step(decode(1)).unwrap();
+        assert!(small.inputs.len() <= 8 * 256, "{} bytes for one row", small.inputs.len());
+    }
+
+    #[test]
+    fn a_step_that_is_too_large_is_refused_by_name() {
+        let error = area().0.step(decode(7)).unwrap_err().to_string();
+        assert_eq!(error, "a step has 7 sequences; 6 were planned for");
+    }
+
+    #[test]
+    fn decode_batches_are_rounded_up_to_powers_of_two_as_far_as_there_is_room() {
+        let (area, _) = area();
+        assert_eq!([1, 2, 3, 4, 5, 6].map(|n| area.bucket(n)), [1, 2, 4, 4, 6, 6]);
+    }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::clip::{Clip, epilogue};
-use super::io::{Limits, StepIo, StepShape, layouts};
+use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement};
 use super::{Registration, Tiles, Vlm};
@@ -42,7 +42,7 @@ struct Llava {
     image_rows: Buf<Act>,
     /// What is taken from scratch before any plan.
     scratch: Layout,
-    io: StepIo,
+    io: StepArea,
     regions: [usize; 4],
     placements: Vec<Placement>,
     warnings: Vec<String>,
@@ -75,7 +75,7 @@ impl Llava {
         let cache = llama.cache(&mut kv, limits.kv_blocks);
         let image_rows = scratch.take(limits.max_tiles * llava.image_tokens() * d);
         let pixels = io.take(limits.max_tiles * vision.image_size * vision.image_size * 3);
-        let step_io = StepIo::new(&mut io, &limits, text.vocab_size);
+        let step_io = StepArea::new(&mut io, limits, text.vocab_size);
         let mut model = Llava {
             dtype,
             processor,
@@ -144,7 +144,8 @@ impl Llava {
     }
 
     fn step(&self, plan: &mut Plan, scratch: &mut Layout, shape: StepShape) {
-        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, self.image_rows, &self.io, shape));
+        let io = self.io.packed(shape);
+        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, self.image_rows, &io, shape));
     }
 }
 
@@ -183,7 +184,7 @@ impl Vlm for Llava {
         self.pixels
     }
 
-    fn io(&self) -> &StepIo {
+    fn io(&self) -> &StepArea {
         &self.io
     }
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use bytemuck::Pod;
 
 use crate::mem::{Act, Buf, DType, Element, Layout, Region, Source, Span};
+use crate::plan::Fill;
 use crate::weights::{Wants, Weights};
 
 /// A tensor of a checkpoint, or a table, and where it goes.
@@ -30,6 +31,11 @@ impl Placement {
             Content::Tensor(source) => source.clone(),
             Content::Table(compute) => compute(),
         }
+    }
+
+    /// The placement as a backend takes it.
+    pub fn fill(&self) -> Fill {
+        Fill { dst: self.dst, src: self.source(), in_place: self.in_place }
     }
 
     /// Whether a host backend that computes in the type of `dst` reads it from the mapped file, without a copy.

@@ -10,7 +10,7 @@ mod llama;
 mod llava;
 mod load;
 
-pub use io::{Limits, StepIo, StepShape};
+pub use io::{Limits, StepArea, StepIo, StepShape};
 pub use llava::clip_processor;
 pub use load::Placement;
 
@@ -63,7 +63,7 @@ pub trait Vlm: Send {
     fn pixels(&self) -> Buf<u8>;
 
     /// What the host and the device exchange at a step.
-    fn io(&self) -> &StepIo;
+    fn io(&self) -> &StepArea;
 
     /// Sizes of the regions in bytes, in the order of [`Region::ALL`](crate::mem::Region::ALL).
     fn regions(&self) -> [usize; 4];

@@ -50,7 +50,8 @@ pub(super) struct Shard {
     pub name: String,
     /// Its bytes.
     pub map: Arc<Mmap>,
-    file: File,
+    /// The file itself.
+    pub file: Arc<File>,
     modified: Option<SystemTime>,
 }
 
@@ -179,7 +180,7 @@ impl Shard {
         let kind = file.metadata().context("cannot be opened")?;
         let len = usize::try_from(kind.len()).context("the file is larger than the address space")?;
         let map = Arc::new(map(&file, len).context("cannot be mapped")?);
-        Ok(Shard { name: name.into(), map, file, modified: kind.modified().ok() })
+        Ok(Shard { name: name.into(), map, file: Arc::new(file), modified: kind.modified().ok() })
     }
 
     /// Whether the file still has the length and the time of change that it had when it was mapped.

@@ -167,7 +167,8 @@ impl Weights {
     /// checkpoint.
     pub fn source(&self, tensor: &Tensor) -> Option<Source> {
         let shard = self.shards.get(tensor.file)?;
-        Source::new(shard.map.clone(), tensor.range.clone(), tensor.dtype()?)
+        let source = Source::new(shard.map.clone(), tensor.range.clone(), tensor.dtype()?)?;
+        Some(source.in_file(shard.file.clone()))
     }
 
     /// Call it after the tensors were copied or converted: a file that was rewritten meanwhile is an error.

@@ -3,7 +3,13 @@
 use crate::source::{Source, Token, tokens, without_tests};
 
 /// Where the driver and the mapping of files need it.
-const UNSAFE_FILES: [&str; 3] = ["src/backend/cuda/driver.rs", "src/backend/cuda/tma.rs", "src/backend/cuda/upload.rs"];
+const UNSAFE_FILES: [&str; 5] = [
+    "src/backend/cuda/driver.rs",
+    "src/backend/cuda/event.rs",
+    "src/backend/cuda/graph.rs",
+    "src/backend/cuda/tma.rs",
+    "src/backend/cuda/upload.rs",
+];
 
 /// `unsafe` outside the files that may: the driver's, and one mapping of a file in `weights`.
 pub fn unsafe_code(sources: &[Source]) -> Vec<String> {

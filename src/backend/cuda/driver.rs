@@ -5,21 +5,24 @@
 //! enough to have the entry points used below, does it show a device; the binding underneath panics otherwise.
 //!
 //! A [`Device`] has one stream, and all work goes through it in order. That is why the binding's own event tracking is
-//! switched off before the first allocation.
+//! switched off before the first allocation. After an error that the device does not survive, none of its methods calls
+//! the driver any more: see [`DeviceLost`](crate::error::DeviceLost).
 #![allow(unsafe_code)]
 
+use std::cell::{Cell, RefCell};
 use std::env;
 use std::ffi::{CString, c_void};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     self, CUdevice_attribute, CUfunction_attribute, CUjit_option, CUlaunchAttributeID, CUresult,
 };
-use cudarc::driver::{CudaContext, CudaStream};
 
+use super::fault::{Gate, failed, name};
 use super::image::{self, Image};
 use crate::kernel::{Geometry, GpuInfo};
 
@@ -89,17 +92,6 @@ fn no_device(visible: Option<&str>) -> anyhow::Error {
     }
 }
 
-/// The driver's name for an error.
-fn name(e: DriverError) -> String {
-    e.error_name().map_or_else(|_| format!("CUDA error {}", e.0 as u32), |name| name.to_string_lossy().into_owned())
-}
-
-/// The driver's name for an error, and its explanation.
-fn failed(e: DriverError) -> anyhow::Error {
-    let text = e.error_string().map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
-    anyhow!("{} ({text})", name(e))
-}
-
 /// What is known about an open device.
 #[derive(Clone, Debug)]
 pub struct Properties {
@@ -117,9 +109,13 @@ pub struct Properties {
 
 /// An open GPU and its one stream.
 pub struct Device {
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
     properties: Properties,
+    /// What small writes are copied from, so that nobody waits for them; used up to `staged`.
+    staging: RefCell<Pinned>,
+    staged: Cell<usize>,
+    /// What small reads are copied to.
+    landing: RefCell<Pinned>,
+    pub(super) gate: Arc<Gate>,
 }
 
 impl Device {
@@ -147,7 +143,14 @@ impl Device {
         };
         let name = context.name().map_err(failed).with_context(opening)?;
         let memory = context.total_mem().map_err(failed).with_context(opening)?;
-        Ok(Device { properties: Properties { ordinal, name, gpu, driver: version()?, memory }, context, stream })
+        let gate = Arc::new(Gate::new(ordinal, context, stream));
+        Ok(Device {
+            properties: Properties { ordinal, name, gpu, driver: version()?, memory },
+            staging: RefCell::new(Pinned::new(&gate, STAGING_BYTES).with_context(opening)?),
+            staged: Cell::new(0),
+            landing: RefCell::new(Pinned::new(&gate, LANDING_BYTES).with_context(opening)?),
+            gate,
+        })
     }
 
     /// What is known about it.
@@ -160,7 +163,19 @@ impl Device {
     /// # Errors
     /// Also those of earlier launches: a kernel that read or wrote where it may not is reported here.
     pub fn synchronize(&self) -> Result<()> {
-        self.context.bind_to_thread().and_then(|()| self.stream.synchronize()).map_err(failed)
+        self.gate.enter()?;
+        self.gate.check(self.gate.stream.synchronize())?;
+        self.staged.set(0);
+        Ok(())
+    }
+
+    /// Bytes of device memory that nobody has taken.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn free_memory(&self) -> Result<usize> {
+        self.gate.enter()?;
+        Ok(self.gate.check(self.gate.context.mem_get_info())?.0)
     }
 
     /// `bytes` bytes of device memory, each set to `fill`.
@@ -168,13 +183,13 @@ impl Device {
     /// # Errors
     /// Out of memory, with what was asked for and what is free.
     pub fn alloc(&self, bytes: usize, fill: u8) -> Result<Memory> {
-        self.context.bind_to_thread().map_err(failed)?;
+        self.gate.enter()?;
         // The driver refuses an empty allocation, and a plan may have an empty region.
         // SAFETY: the memory is written below before anyone else has its address.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| self.no_memory(bytes, e))?;
-        let memory = Memory { address, bytes, context: self.context.clone() };
+        let memory = Memory { address, bytes, gate: self.gate.clone() };
         // SAFETY: the range is the allocation just made.
-        unsafe { result::memset_d8_async(address, fill, bytes, self.stream.cu_stream()) }.map_err(failed)?;
+        self.gate.check(unsafe { result::memset_d8_async(address, fill, bytes, self.gate.stream.cu_stream()) })?;
         self.synchronize()?;
         Ok(memory)
     }
@@ -182,27 +197,45 @@ impl Device {
     fn no_memory(&self, bytes: usize, e: DriverError) -> anyhow::Error {
         let ordinal = self.properties.ordinal;
         let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-        match (e, self.context.mem_get_info()) {
-            (DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY), Ok((free, total))) => anyhow!(
+        if e.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return self.gate.fail(e).context(format!("allocating {:.2} GiB on cuda:{ordinal}", gib(bytes)));
+        }
+        match self.free_memory() {
+            Ok(free) => anyhow!(
                 "out of memory on cuda:{ordinal}: {:.2} GiB are needed and {:.2} of {:.2} GiB are free",
                 gib(bytes),
                 gib(free),
-                gib(total)
+                gib(self.properties.memory)
             ),
-            _ => failed(e).context(format!("allocating {:.2} GiB on cuda:{ordinal}", gib(bytes))),
+            Err(e) => e,
         }
     }
 
-    /// Copy `src` to `dst`, `offset` bytes from its start. Returns when `src` may be reused.
+    /// Copy `src` to `dst`, `offset` bytes from its start, before everything that is enqueued later. `src` may be reused
+    /// at once.
     ///
     /// # Errors
     /// The range leaves the memory, or the driver fails.
     pub fn write(&self, dst: &Memory, offset: usize, src: &[u8]) -> Result<()> {
         let address = dst.range(offset, src.len())?;
-        self.context.bind_to_thread().map_err(failed)?;
-        // SAFETY: the range is inside `dst`, and `src` is borrowed until the copy has ended.
-        unsafe { result::memcpy_htod_async(address, src, self.stream.cu_stream()) }.map_err(failed)?;
-        self.synchronize()
+        self.gate.enter()?;
+        let stream = self.gate.stream.cu_stream();
+        if src.len() > STAGING_BYTES / 4 {
+            // SAFETY: the range is inside `dst`, and `src` is borrowed until the copy has ended.
+            self.gate.check(unsafe { result::memcpy_htod_async(address, src, stream) })?;
+            return self.synchronize();
+        }
+        if self.staged.get() + src.len() > STAGING_BYTES {
+            self.synchronize()?;
+        }
+        let start = self.staged.get();
+        let mut staging = self.staging.borrow_mut();
+        let staged = &mut staging.bytes_mut()[start..start + src.len()];
+        staged.copy_from_slice(src);
+        self.staged.set((start + src.len()).next_multiple_of(STAGING_ALIGN));
+        // SAFETY: the range is inside `dst`. Nobody writes to this part of the staging memory before a synchronisation,
+        // and it lives as long as the device, whose drop waits for the stream.
+        self.gate.check(unsafe { result::memcpy_htod_async(address, staged, stream) })
     }
 
     /// Copy from `src`, `offset` bytes from its start, to `dst`, after everything that was enqueued before.
@@ -211,10 +244,20 @@ impl Device {
     /// The range leaves the memory, or the driver fails; also the errors of earlier launches.
     pub fn read(&self, src: &Memory, offset: usize, dst: &mut [u8]) -> Result<()> {
         let address = src.range(offset, dst.len())?;
-        self.context.bind_to_thread().map_err(failed)?;
-        // SAFETY: the range is inside `src`, and `dst` is borrowed until the copy has ended.
-        unsafe { result::memcpy_dtoh_async(dst, address, self.stream.cu_stream()) }.map_err(failed)?;
-        self.synchronize()
+        self.gate.enter()?;
+        let stream = self.gate.stream.cu_stream();
+        if dst.len() > LANDING_BYTES {
+            // SAFETY: the range is inside `src`, and `dst` is borrowed until the copy has ended.
+            self.gate.check(unsafe { result::memcpy_dtoh_async(dst, address, stream) })?;
+            return self.synchronize();
+        }
+        let mut landing = self.landing.borrow_mut();
+        let landed = &mut landing.bytes_mut()[..dst.len()];
+        // SAFETY: the range is inside `src`, and the borrow of the landing memory outlives the copy.
+        self.gate.check(unsafe { result::memcpy_dtoh_async(landed, address, stream) })?;
+        self.synchronize()?;
+        dst.copy_from_slice(landed);
+        Ok(())
     }
 
     /// Load the image of `cuda/<kernel>.cu` that suits this device. `params` is the size of its parameter struct here.
@@ -230,7 +273,7 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn load_image(&self, image: &Image, params: usize) -> Result<Arc<Module>> {
-        self.context.bind_to_thread().map_err(failed)?;
+        self.gate.enter()?;
         // PTX is text and must end in a zero; machine code says its own length.
         let data = [image.bytes, &[0]].concat();
         let mut log = vec![0u8; LOG_BYTES];
@@ -245,9 +288,9 @@ impl Device {
             let end = log.iter().position(|&b| b == 0).unwrap_or(log.len());
             let log = String::from_utf8_lossy(&log[..end]);
             let refused = format!("{} ({})", image.kernel, image.arch);
-            load_failed(&refused, e.0, &failed(e), self.properties.driver, log.trim())
+            load_failed(&refused, e.0, &self.gate.fail(e), self.properties.driver, log.trim())
         })?;
-        let module = Module { raw, kernel: image.kernel, params, context: self.context.clone() };
+        let module = Module { raw, kernel: image.kernel, params, gate: self.gate.clone() };
         module.check_params()?;
         Ok(Arc::new(module))
     }
@@ -288,17 +331,68 @@ impl Device {
             blockDimY: block[1],
             blockDimZ: block[2],
             sharedMemBytes: smem,
-            hStream: self.stream.cu_stream(),
+            hStream: self.gate.stream.cu_stream(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: used as u32,
         };
         let mut arguments: [*mut c_void; 1] = [params.as_ptr().cast_mut().cast()];
-        self.context.bind_to_thread().map_err(failed)?;
+        self.gate.enter()?;
         // SAFETY: the kernel takes one parameter by value, of which `params` has exactly the size (checked above, and
         // against the image when it was loaded); the driver copies it, the configuration and the attributes before
         // it returns. What the kernel does with its addresses is the caller's promise.
         let code = unsafe { sys::cuLaunchKernelEx(&config, function.raw, arguments.as_mut_ptr(), ptr::null_mut()) };
-        code.result().map_err(failed).with_context(|| format!("launching {geometry:?}"))
+        self.gate.check(code.result()).with_context(|| format!("launching {geometry:?}"))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The staging memory may still be read by a copy.
+        let _ = self.synchronize();
+    }
+}
+
+/// Bytes of pinned memory for small writes, and where each begins.
+const STAGING_BYTES: usize = 4 << 20;
+const STAGING_ALIGN: usize = 64;
+
+/// Bytes of pinned memory for small reads.
+const LANDING_BYTES: usize = 64 << 10;
+
+/// Host memory that the device copies from and to by itself, freed when dropped.
+pub(super) struct Pinned {
+    start: NonNull<u8>,
+    bytes: usize,
+    gate: Arc<Gate>,
+}
+
+// SAFETY: owned memory, which any thread may use and any thread may free: every use binds the context.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub fn new(gate: &Arc<Gate>, bytes: usize) -> Result<Pinned> {
+        gate.enter()?;
+        // SAFETY: plain flags; what comes back is owned by the value below, which frees it once.
+        let raw = gate.check(unsafe { result::malloc_host(bytes, 0) });
+        let raw = raw.with_context(|| format!("allocating {} KiB of pinned host memory", bytes >> 10))?;
+        let start = NonNull::new(raw.cast()).context("the driver gave no pinned host memory")?;
+        // SAFETY: `bytes` bytes were allocated, and initialised memory is what a slice promises.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(Pinned { start, bytes, gate: gate.clone() })
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: owned, initialised, and borrowed as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.gate.may_free() {
+            // SAFETY: allocated by `Pinned::new` and freed once; whoever started copies has waited for them.
+            let _ = unsafe { result::free_host(self.start.as_ptr().cast()) };
+        }
     }
 }
 
@@ -306,7 +400,7 @@ impl Device {
 pub struct Memory {
     address: sys::CUdeviceptr,
     bytes: usize,
-    context: Arc<CudaContext>,
+    gate: Arc<Gate>,
 }
 
 impl Memory {
@@ -321,7 +415,7 @@ impl Memory {
     }
 
     /// The address of `len` bytes at `offset`, all of them inside.
-    fn range(&self, offset: usize, len: usize) -> Result<sys::CUdeviceptr> {
+    pub(super) fn range(&self, offset: usize, len: usize) -> Result<sys::CUdeviceptr> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.bytes);
         ensure!(inside, "{len} bytes at {offset} leave a device allocation of {} bytes", self.bytes);
         Ok(self.address + offset as u64)
@@ -330,10 +424,11 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // Nothing can be done about an error here, and a device that failed has freed everything already.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `Device::alloc` and freed once. The driver waits for the work that still uses it.
-        let _ = unsafe { result::free_sync(self.address) };
+        // Nothing can be done about an error here, and a device that is lost has freed everything already.
+        if self.gate.may_free() {
+            // SAFETY: allocated by `Device::alloc` and freed once. The driver waits for the work that still uses it.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
     }
 }
 
@@ -342,7 +437,7 @@ pub struct Module {
     raw: sys::CUmodule,
     kernel: &'static str,
     params: usize,
-    context: Arc<CudaContext>,
+    gate: Arc<Gate>,
 }
 
 // SAFETY: the handle belongs to the context and not to a thread, nothing changes it, and every use binds the context.
@@ -358,14 +453,14 @@ impl Module {
         let (mut address, mut bytes) = (0, 0);
         let c_symbol = CString::new(symbol.as_str())?;
         // SAFETY: the module is loaded, the name ends in a zero, and both results are written before they are read.
-        unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, self.raw, c_symbol.as_ptr()) }
-            .result()
-            .map_err(failed)
+        let code = unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, self.raw, c_symbol.as_ptr()) };
+        self.gate
+            .check(code.result())
             .with_context(|| format!("cuda/{kernel}.cu exports no {symbol}: it lacks EXPORT_PARAMS"))?;
         let mut size = [0u8; 4];
         ensure!(bytes == size.len(), "{symbol} has {bytes} bytes, not {}", size.len());
         // SAFETY: the symbol has exactly the bytes of `size`.
-        unsafe { result::memcpy_dtoh_sync(&mut size, address) }.map_err(failed)?;
+        self.gate.check(unsafe { result::memcpy_dtoh_sync(&mut size, address) })?;
         let there = u32::from_ne_bytes(size);
         ensure!(
             usize::try_from(there)? == here,
@@ -380,21 +475,18 @@ impl Module {
     /// # Errors
     /// There is no such entry point, or the device has less shared memory.
     pub fn function(self: &Arc<Self>, symbol: &str, smem: u32) -> Result<Function> {
-        self.context.bind_to_thread().map_err(failed)?;
+        self.gate.enter()?;
         let c_symbol = CString::new(symbol)?;
         let mut raw = ptr::null_mut();
         // SAFETY: the module is loaded and the name ends in a zero.
-        unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, c_symbol.as_ptr()) }
-            .result()
-            .map_err(failed)
-            .with_context(|| format!("cuda/{}.cu has no kernel `{symbol}`", self.kernel))?;
+        let code = unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, c_symbol.as_ptr()) };
+        self.gate.check(code.result()).with_context(|| format!("cuda/{}.cu has no kernel `{symbol}`", self.kernel))?;
         let function = Function { raw, module: self.clone() };
         if smem > SMEM_WITHOUT_OPT_IN {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was found above.
-            unsafe { result::function::set_function_attribute(raw, attribute, i32::try_from(smem)?) }
-                .map_err(failed)
-                .with_context(|| format!("{symbol} asks for {smem} bytes of shared memory"))?;
+            let set = unsafe { result::function::set_function_attribute(raw, attribute, i32::try_from(smem)?) };
+            self.gate.check(set).with_context(|| format!("{symbol} asks for {smem} bytes of shared memory"))?;
         }
         Ok(function)
     }
@@ -402,10 +494,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // As for `Memory`.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: loaded by `Device::load_image` and unloaded once; every `Function` of it holds the module.
-        let _ = unsafe { sys::cuModuleUnload(self.raw) };
+        if self.gate.may_free() {
+            // SAFETY: loaded by `Device::load_image` and unloaded once; every `Function` of it holds the module.
+            let _ = unsafe { sys::cuModuleUnload(self.raw) };
+        }
     }
 }
 
@@ -434,8 +526,10 @@ impl Function {
     pub fn registers_and_spills(&self) -> Result<(u32, u32)> {
         let attribute = |a| -> Result<u32> {
             // SAFETY: the function belongs to a module that is held.
-            Ok(u32::try_from(unsafe { result::function::get_function_attribute(self.raw, a) }.map_err(failed)?)?)
+            let value = unsafe { result::function::get_function_attribute(self.raw, a) };
+            Ok(u32::try_from(self.module.gate.check(value)?)?)
         };
+        self.module.gate.enter()?;
         Ok((
             attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,

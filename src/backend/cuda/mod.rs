@@ -4,7 +4,10 @@
 //! to the CUDA driver, and loads it when it is first used, so a binary with this module starts on any machine.
 
 pub mod driver;
+mod fault;
+mod graph;
 pub mod image;
+mod upload;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,12 +17,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 
-use crate::host::convert;
 use crate::kernel::Launched;
-use crate::mem::{Bases, Buf, Region, Source, Span};
-use crate::plan::{Backend, Plan, Probe, Step};
+use crate::mem::{Bases, Buf, Region, Span};
+use crate::plan::{Backend, Fill, Plan, Probe, Step};
 
 use driver::{Device, Function, Memory, Module};
+use graph::Graph;
 
 /// A GPU with its four regions.
 pub struct Cuda {
@@ -30,8 +33,9 @@ pub struct Cuda {
     modules: RefCell<HashMap<&'static str, Arc<Module>>>,
 }
 
-/// A plan bound to a device: one entry a launch.
+/// A plan bound to a device: one entry a launch, and perhaps all of them recorded.
 pub struct Exec {
+    graph: Option<Graph>,
     launches: Vec<(Function, Launched)>,
     steps: Vec<Step>,
 }
@@ -43,7 +47,14 @@ impl Cuda {
     /// # Errors
     /// Those of [`Device::open`]; out of memory.
     pub fn new(ordinal: usize, bytes: [usize; 4], fill: u8) -> Result<Cuda> {
-        let device = Device::open(ordinal)?;
+        Cuda::on(Device::open(ordinal)?, bytes, fill)
+    }
+
+    /// [`Cuda::new`] on a device that is open already.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn on(device: Device, bytes: [usize; 4], fill: u8) -> Result<Cuda> {
         let region = |r: Region| {
             let memory = device.alloc(bytes[r as usize], fill);
             memory.with_context(|| format!("allocating the {} region", r.name()))
@@ -76,32 +87,59 @@ impl Cuda {
     }
 }
 
+impl Exec {
+    /// Enqueue every launch.
+    fn launch(&self, device: &Device) -> Result<()> {
+        for ((function, launched), step) in self.launches.iter().zip(&self.steps) {
+            let launch = device.launch(function, &launched.geometry, launched.params());
+            launch.with_context(|| step.label.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Enqueue one launch after the other, each when the one before has ended.
+    fn watch(&self, device: &Device, probe: &mut dyn Probe) -> Result<()> {
+        for (i, ((function, launched), step)) in self.launches.iter().zip(&self.steps).enumerate() {
+            let start = Instant::now();
+            let launch = device.launch(function, &launched.geometry, launched.params());
+            launch.and_then(|()| device.synchronize()).with_context(|| step.label.to_string())?;
+            probe.step(i, step, start.elapsed());
+        }
+        Ok(())
+    }
+}
+
 impl Backend for Cuda {
     type Exec = Exec;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
         let gpu = self.device.properties().gpu;
         let mut launches = Vec::with_capacity(plan.steps().len());
-        for step in plan.steps() {
-            let launched = step.op.launched(&self.bases, &gpu);
+        for (i, step) in plan.steps().iter().enumerate() {
+            let mut launched = step.op.launched(&self.bases, &gpu);
+            // A plan starts after all that was enqueued before it: a kernel may read what the host wrote for this step,
+            // and the cache of earlier steps, before it waits for its predecessor.
+            launched.geometry.pdl &= i > 0;
             let function = self.function(&launched).with_context(|| step.label.to_string())?;
             launches.push((function, launched));
         }
-        Ok(Exec { launches, steps: plan.steps().to_vec() })
+        Ok(Exec { graph: None, launches, steps: plan.steps().to_vec() })
     }
 
-    /// With a probe, each launch is waited for, so its time includes what a launch costs.
-    fn run(&self, exec: &mut Exec, mut probe: Option<&mut dyn Probe>) -> Result<()> {
-        for (i, (function, launched)) in exec.launches.iter().enumerate() {
-            let start = Instant::now();
-            let label = || exec.steps[i].label.to_string();
-            self.device.launch(function, &launched.geometry, launched.params()).with_context(label)?;
-            if let Some(probe) = &mut probe {
-                self.device.synchronize().with_context(label)?;
-                probe.step(i, &exec.steps[i], start.elapsed());
-            }
+    fn capture(&self, exec: &mut Exec) -> Result<()> {
+        if exec.graph.is_none() && !exec.launches.is_empty() {
+            exec.graph = Some(self.device.capture(|| exec.launch(&self.device))?);
         }
         Ok(())
+    }
+
+    /// With a probe, each launch is enqueued by itself and waited for, so its time includes what a launch costs.
+    fn run(&self, exec: &mut Exec, probe: Option<&mut dyn Probe>) -> Result<()> {
+        match (probe, &exec.graph) {
+            (Some(probe), _) => exec.watch(&self.device, probe),
+            (None, Some(graph)) => self.device.replay(graph),
+            (None, None) => exec.launch(&self.device),
+        }
     }
 
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {
@@ -127,11 +165,7 @@ impl Backend for Cuda {
         self.device.write(self.memory(span.region), span.byte as usize, bytes)
     }
 
-    fn fill(&self, dst: Span, src: &Source, _in_place: bool) -> Result<()> {
-        ensure!(src.len() as u64 == dst.len, "{dst:?} takes {} elements and the source is {src:?}", dst.len);
-        if src.dtype() == dst.dtype {
-            return self.restore(dst, src.bytes());
-        }
-        self.restore(dst, &convert(src, dst.dtype)?)
+    fn upload(&self, fills: &[Fill], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.device.upload(&self.regions, fills, progress)
     }
 }
