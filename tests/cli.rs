@@ -78,7 +78,7 @@ fn run_json_is_one_object_with_every_field() {
     assert_eq!(out["logprobs"].as_array().unwrap().len(), 6);
     assert_eq!(out["finish_reason"], "length");
     assert_eq!(out["logits_hash"].as_str().unwrap().len(), 16);
-    for time in ["load_ms", "encode_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
+    for time in ["load_ms", "prepare_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
         assert!(out["timings"][time].as_f64().unwrap() > 0.0, "{time}");
     }
     let again: Value = serde_json::from_str(&succeed(&args)).unwrap();
@@ -272,4 +272,23 @@ fn doctor_completions_and_man_print_something_useful() {
     let man = succeed(&["man"]);
     assert!(man.contains(".TH ocelli") && man.contains("ocelli-run"), "{man}");
     assert!(succeed(&["--version"]).starts_with("ocelli "));
+}
+
+#[test]
+fn the_latency_bench_measures_prompts_of_the_length_that_was_asked_for() {
+    let args = ["--image", "demo/images/shapes.jpg", "--input-len", "40", "--output-len", "3", "--num-iters", "3"];
+    let out = ocelli(&[&["bench", "latency", "--device", "cpu", "--json"], &args[..]].concat());
+    let stderr = |out: &Output| String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{}", stderr(&out));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    for (what, n) in [("prompt_tokens", 40), ("output_tokens", 3), ("requests", 3)] {
+        assert_eq!(report[what], n, "{what}");
+    }
+    for time in ["prepare_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2el_ms"] {
+        let [min, median, max] = ["min", "median", "max"].map(|what| report["times"][time][what].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{time}: {min} {median} {max}");
+    }
+    let out = ocelli(&["bench", "latency", "--device", "cpu", "--image", "demo/images/shapes.jpg", "--input-len", "3"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(stderr(&out).contains("--input-len 3 cannot be met"), "{}", stderr(&out));
 }

@@ -161,13 +161,13 @@ impl Four {
         self.logits += zeros.len();
     }
 
-    /// Op by op, from the same inputs and the same caches.
+    /// Op by op, from the same inputs, the same caches and the same counts of tokens.
     fn compare(&self, plan: &Plan) {
         let zeros = self.runners[0].backend();
         for other in &self.runners[1..] {
             let writes = plan.steps().iter().flat_map(|step| step.op.writes());
-            for cache in writes.filter(|span| span.region == Region::Kv) {
-                other.backend().restore(cache, &zeros.snapshot(cache).unwrap()).unwrap();
+            for kept in writes.filter(|span| matches!(span.region, Region::Kv | Region::Io)) {
+                other.backend().restore(kept, &zeros.snapshot(kept).unwrap()).unwrap();
             }
             let found = bisect(plan, zeros, other.backend(), 0.0).unwrap();
             assert!(found.is_none(), "{}", found.unwrap());
@@ -195,8 +195,14 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
         }
         for step in 0..6 {
             // One sequence, then two, then three, which a row of nobody fills up to four.
-            let one = |blocks| SequenceStep { ids: &[60], cached: prompt.len() + step, blocks, sampling: GREEDY };
-            four.step(&blocks[..1 + step / 2].iter().map(|b| one(b)).collect::<Vec<_>>());
+            let running = blocks[..1 + step / 2].iter().enumerate();
+            let sequences: Vec<_> = running
+                .map(|(i, blocks)| {
+                    let cached = prompt.len() + step - 2 * i;
+                    SequenceStep { ids: &[60], cached, blocks, sampling: GREEDY }
+                })
+                .collect();
+            four.step(&sequences);
         }
         println!("{dtype}: {} logits with the same bits four times", four.logits);
     }

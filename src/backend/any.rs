@@ -37,6 +37,15 @@ impl Any {
         }
     }
 
+    /// The maker's name of the device; `host` for the CPU.
+    pub fn hardware(&self) -> &str {
+        match self {
+            Any::Cpu(_) => "host",
+            #[cfg(feature = "cuda")]
+            Any::Cuda(b) => &b.device().properties().name,
+        }
+    }
+
     #[cfg(feature = "cuda")]
     fn stranger(&self) -> anyhow::Error {
         anyhow::anyhow!("a plan was linked to another backend than {}", self.name())

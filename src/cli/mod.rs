@@ -3,6 +3,7 @@
 //! Data goes to stdout and everything else to stderr; bars and colour only to a terminal. Exit codes: 0 is success, 1
 //! a failure of the model or the request, 2 wrong usage. A reader that closes the pipe early is no failure.
 
+mod bench;
 mod chat;
 mod doctor;
 mod inspect;
@@ -32,6 +33,9 @@ struct Cli {
 enum Command {
     /// Answer one prompt, streamed; a chat when no prompt is given
     Run(run::RunArgs),
+    /// Measure what a user waits for
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Show a checkpoint: config, tensors, memory, and the KV pool that would fit
     Inspect(inspect::InspectArgs),
     /// Print the launch list of a model with bytes and operations
@@ -111,6 +115,7 @@ fn image_limit(text: &str) -> Result<u32, String> {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Bench(command) => bench::run(&command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -98,7 +98,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
     sampling.check()?;
     let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
-    let mut engine = load(args)?;
+    let mut engine = load(&args.model, args.device)?;
     let Some(text) = &args.prompt else {
         return chat::run(&mut engine, pictures, &sampling);
     };
@@ -128,10 +128,11 @@ pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn load(args: &RunArgs) -> Result<Engine> {
+/// Load the model with a bar, and say what there is to say about it.
+pub(super) fn load(model: &ModelArgs, device: Device) -> Result<Engine> {
     let bar = progress::loading(0);
-    let options = Options { device: args.device, ..args.model.options() };
-    let engine = Engine::open(&args.model.directory()?, &options, |done, total| {
+    let options = Options { device, ..model.options() };
+    let engine = Engine::open(&model.directory()?, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
@@ -208,7 +209,7 @@ fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
             "upload_ms": engine.upload().ms,
             "upload_gb_per_s": engine.upload().gb_per_s(),
             "load_ms": o.timings.load_ms,
-            "encode_ms": o.timings.encode_ms,
+            "prepare_ms": o.timings.prepare_ms,
             "prefill_ms": o.timings.prefill_ms,
             "ttft_ms": o.timings.ttft_ms,
             "decode_ms": o.timings.decode_ms,

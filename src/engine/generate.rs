@@ -76,11 +76,11 @@ pub struct Output {
 pub struct Timings {
     /// Loading the model, before the request.
     pub load_ms: f64,
-    /// Vision tower and projector.
-    pub encode_ms: f64,
-    /// The prompt's step.
+    /// Before the device has anything to do: decoding the pictures, tokenising.
+    pub prepare_ms: f64,
+    /// From there to the first token: vision tower, projector, the prompt's step.
     pub prefill_ms: f64,
-    /// From the request to the first token: decoding the pictures, tokenising, encoding, prefill.
+    /// From the request to the first token, the sum of those two.
     pub ttft_ms: f64,
     /// All later tokens.
     pub decode_ms: f64,
@@ -163,12 +163,8 @@ impl Engine {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Output> {
         let Ready { prompt, tiles, expanded, mut stream, max_tokens } = ready;
-        let mut timings = Timings { load_ms: self.load_ms, ..Timings::default() };
-        if !tiles.is_empty() {
-            let began = Instant::now();
-            self.runner.encode(&tiles, None).map_err(Error::Device)?;
-            timings.encode_ms = milliseconds(began);
-        }
+        let timings = Timings { load_ms: self.load_ms, prepare_ms: milliseconds(start), ..Timings::default() };
+        self.runner.encode(&tiles, None).map_err(Error::Device)?;
         let seed = request.sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let ids = splice(&expanded);
         if request.sampling.has_penalties() {
@@ -191,7 +187,6 @@ impl Engine {
         let mut decoding = Instant::now();
         while output.token_ids.len() < max_tokens {
             let step = output.token_ids.len();
-            let began = Instant::now();
             let sampling = request.sampling.row(seed, step as u32, 0);
             let sequence = SequenceStep { ids: &next, cached, blocks, sampling };
             self.runner.step(&[sequence], LogitRows::Last, None).map_err(Error::Device)?;
@@ -199,8 +194,8 @@ impl Engine {
             cached += next.len();
             next = vec![token as i32];
             if step == 0 {
-                output.timings.prefill_ms = milliseconds(began);
                 output.timings.ttft_ms = milliseconds(start);
+                output.timings.prefill_ms = output.timings.ttft_ms - output.timings.prepare_ms;
                 decoding = Instant::now();
             }
             output.token_ids.push(token);

@@ -197,6 +197,11 @@ impl Engine {
         self.runner.backend().name()
     }
 
+    /// The device it runs on, for example `NVIDIA H200`.
+    pub fn hardware(&self) -> &str {
+        self.runner.backend().hardware()
+    }
+
     /// Type of the activations.
     pub fn dtype(&self) -> DType {
         self.checkpoint.dtype

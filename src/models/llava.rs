@@ -155,8 +155,9 @@ impl Vlm for Llava {
     }
 
     fn dummy_image(&self) -> Result<Rgb> {
+        // Not of the size of a tile, so that resizing is warmed too.
         let side = self.config.vision.image_size as u32;
-        Rgb::filled(side, side, [0; 3])
+        Rgb::filled(2 * side, side + side / 2, [0; 3])
     }
 
     fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
