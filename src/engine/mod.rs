@@ -30,7 +30,7 @@ mod sampling;
 pub use blocks::BlockPool;
 pub use checkpoint::Checkpoint;
 pub use generate::{FinishReason, Output, Prompt, Request, Timings};
-pub use options::{Device, Options, available_memory};
+pub use options::{Device, LoadFormat, Options, available_memory};
 pub use runner::{LogitRows, Runner, Sampled, SequenceStep};
 pub use sampling::Sampling;
 
@@ -121,7 +121,7 @@ impl Engine {
             progress(done, total);
         })
         .map_err(Error::Device)?;
-        checkpoint.weights.check_unchanged().map_err(Error::Model)?;
+        checkpoint.check_unchanged().map_err(Error::Model)?;
         let load_ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(Engine { checkpoint, runner, blocks: BlockPool::new(limits.kv_blocks), warnings, load_ms })
     }

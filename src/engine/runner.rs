@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::models::{StepShape, Tiles, Vlm};
+use crate::models::{StepShape, Tiles, Vlm, random_fills};
 use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
 use crate::plan::{Backend, Probe};
 
@@ -50,14 +50,19 @@ pub struct Runner<B: Backend> {
 }
 
 impl<B: Backend> Runner<B> {
-    /// Upload the weights. `progress` is called with the bytes of each tensor that is in its place.
+    /// Upload the weights, or fill them with random numbers. `progress` is called with the bytes that are in their place.
     ///
     /// # Errors
     /// If the backend fails.
     pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
         for placement in model.placements() {
-            backend.fill(placement.dst, &placement.source(), placement.in_place)?;
+            let Some(source) = placement.source() else { continue };
+            backend.fill(placement.dst, &source, placement.in_place)?;
             progress(placement.dst.bytes());
+        }
+        if let Some(plan) = random_fills(model.placements()) {
+            backend.run(&mut backend.link(&plan)?, None)?;
+            progress(plan.cost().bytes);
         }
         Ok(Runner { backend, model, decode: HashMap::new() })
     }
