@@ -176,6 +176,15 @@ struct PatchEmbedParams {
 };
 static_assert(sizeof(PatchEmbedParams) == 88, "PatchEmbedParams: change src/ops/patch_embed.rs with it");
 
+struct RandomFillParams {
+    void* y;  // (n), dtype of the symbol
+    uint64_t n;
+    uint32_t key[2];
+    float mean;
+    float spread;
+};
+static_assert(sizeof(RandomFillParams) == 32, "RandomFillParams: change src/ops/random_fill.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

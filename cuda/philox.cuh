@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-// The first of the four words; the others are not drawn from.
-__device__ __forceinline__ uint32_t philox4x32_10(uint4 counter, uint2 key) {
+// Four random words; who takes fewer does not pay for the others.
+__device__ __forceinline__ uint4 philox4x32_10(uint4 counter, uint2 key) {
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
         const uint32_t low0 = 0xD2511F53u * counter.x, high0 = __umulhi(0xD2511F53u, counter.x);
@@ -13,7 +13,7 @@ __device__ __forceinline__ uint32_t philox4x32_10(uint4 counter, uint2 key) {
         counter = make_uint4(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);
         key = make_uint2(key.x + 0x9E3779B9u, key.y + 0xBB67AE85u);
     }
-    return counter.x;
+    return counter;
 }
 
 // In the open interval (0, 1): 23 bits and a half fill the significand of an f32 exactly.

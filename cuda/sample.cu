@@ -173,7 +173,7 @@ struct Scores {
     // Gumbel noise of token i.
     __device__ __forceinline__ float noise(uint32_t i) const {
         const uint2 seed = make_uint2(row.seed[0], row.seed[1]);
-        return -logf(-logf(uniform(philox4x32_10(make_uint4(i, row.step, 0, 0), seed))));
+        return -logf(-logf(uniform(philox4x32_10(make_uint4(i, row.step, 0, 0), seed).x)));
     }
 };
 

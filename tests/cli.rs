@@ -144,6 +144,7 @@ fn wrong_usage_is_2_and_a_failure_is_1() {
         &["run", "--no-such-flag"][..],
         &["run", "-p", "a", "--dtype", "int4"],
         &["run", "-p", "a", "--device", "tpu"],
+        &["run", "-p", "a", "--load-format", "npcache"],
         &["run", "-p", "a", "--max-tokens", "0"],
         &["run", "-p", "a", "--top-k", "-2"],
         &["run", "--json"],
@@ -259,6 +260,35 @@ fn inspect_shows_settings_memory_and_the_pool_that_fits() {
     for part in ["LlavaForConditionalGeneration", "16 tokens a picture", "weights", "pool of"] {
         assert!(shown.contains(part), "{shown}");
     }
+}
+
+/// Settings and tokenizer are enough, and the answer to whether a model fits and what it launches is the same.
+#[test]
+fn dummy_weights_need_no_files() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(tiny()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let (stored, bare) = (tiny(), dir.path().display().to_string());
+    let dummy = ["--load-format", "dummy"];
+    let args = [&["run", &bare, "--image", &wide(), "-p", "what?", "--max-tokens", "4", "--ignore-eos"], &dummy[..]];
+    let output = ocelli(&args.concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("warning: the weights are random numbers"), "{}", text(&output.stderr));
+    assert_eq!(succeed(&[&["plan", &bare, "encode"], &dummy[..]].concat()), succeed(&["plan", &stored, "encode"]));
+
+    let memory = |args: &[&str]| -> Value {
+        let out: Value = serde_json::from_str(&succeed(&[&["inspect", "--json"], args].concat())).unwrap();
+        out["memory"]["weights_bytes"].clone()
+    };
+    assert_eq!(memory(&[&bare, dummy[0], dummy[1]]), memory(&[&stored]));
+    let shown = command().args(["inspect", &bare]).env("OCELLI_LOAD_FORMAT", "dummy").output().unwrap();
+    assert!(text(&shown.stdout).contains("of random numbers"), "{}", text(&shown.stdout));
+    assert!(fail(&["inspect", &bare, "--tensors", dummy[0], dummy[1]], 1).contains("--load-format dummy reads none"));
+    assert!(fail(&["plan", &bare, "--load-format", "safetensors"], 1).contains("model.safetensors"));
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn spread(outputs: &[Output], time: fn(&Output) -> f64) -> (f64, f64, f64) {
 }
 
 fn table(engine: &Engine, outputs: &[Output]) -> String {
-    let (o, upload) = (&outputs[0], engine.upload());
+    let o = &outputs[0];
     let mut text = format!(
         "{} in {} on {}: {} prompt tokens ({} of pictures), {} tokens of answer, {} requests\n{:<28}{:>10}{:>10}{:>10}\n",
         engine.model_name(),
@@ -119,18 +119,17 @@ fn table(engine: &Engine, outputs: &[Output]) -> String {
         let (median, min, max) = spread(outputs, time);
         text += &format!("{what:<28}{median:>10.3}{min:>10.3}{max:>10.3}\n");
     }
-    text += &format!(
-        "loaded in {:.0} ms, of which {:.0} for {:.2} GB of weights ({:.1} GB/s)\n",
-        o.timings.load_ms,
-        upload.ms,
-        upload.bytes as f64 / 1e9,
-        upload.gb_per_s()
-    );
+    text += &format!("loaded in {:.0} ms", o.timings.load_ms);
+    if let Some(upload) = engine.upload() {
+        let gb = upload.bytes as f64 / 1e9;
+        text += &format!(", of which {:.0} for {gb:.2} GB of weights ({:.1} GB/s)", upload.ms, upload.gb_per_s());
+    }
+    text.push('\n');
     text
 }
 
 fn as_json(engine: &Engine, outputs: &[Output]) -> String {
-    let (o, upload) = (&outputs[0], engine.upload());
+    let o = &outputs[0];
     let times = TIMES.iter().map(|(name, _, time)| {
         let (median, min, max) = spread(outputs, *time);
         (name.to_string(), json!({ "median": median, "min": min, "max": max }))
@@ -149,7 +148,7 @@ fn as_json(engine: &Engine, outputs: &[Output]) -> String {
         "output_tokens": o.token_ids.len(),
         "requests": outputs.len(),
         "load_ms": o.timings.load_ms,
-        "upload": { "bytes": upload.bytes, "ms": upload.ms, "gb_per_s": upload.gb_per_s() },
+        "upload": engine.upload().map(|u| json!({ "bytes": u.bytes, "ms": u.ms, "gb_per_s": u.gb_per_s() })),
         "times": times.collect::<serde_json::Map<String, Value>>(),
     });
     format!("{report:#}\n")

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::{ModelArgs, human_bytes};
 use crate::engine::{Checkpoint, available_memory};
 use crate::mem::Region;
-use crate::models::Limits;
+use crate::models::{Limits, Vlm};
 use crate::ops::KV_BLOCK;
+use crate::weights::Weights;
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
@@ -52,27 +53,37 @@ struct MemoryPlan {
     kv_blocks: u64,
 }
 
+/// What is shown.
+struct Report {
+    checkpoint: Checkpoint,
+    model: Box<dyn Vlm>,
+    memory: MemoryPlan,
+    warnings: Vec<String>,
+}
+
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let checkpoint = Checkpoint::open(&args.model.directory()?, &args.model.options())?;
-    let (memory, warnings) = memory_plan(args, &checkpoint)?;
-    let text = if args.json {
-        format!("{:#}\n", as_json(args, &checkpoint, &memory, &warnings))
-    } else {
-        as_text(args, &checkpoint, &memory, &warnings)
-    };
+    ensure!(
+        checkpoint.weights.is_some() || !args.tensors,
+        "--tensors lists what the files hold, and --load-format dummy reads none"
+    );
+    let seqs = args.max_num_seqs as usize;
+    let model = checkpoint.build(Limits {
+        max_model_len: checkpoint.max_model_len,
+        max_num_seqs: seqs,
+        max_num_batched_tokens: checkpoint.max_model_len.max(seqs),
+        max_logit_rows: seqs,
+        max_tiles: checkpoint.max_images,
+        kv_blocks: 0,
+    })?;
+    let memory = memory_plan(args, &checkpoint, &*model)?;
+    let warnings = [checkpoint.warnings(), model.warnings()].concat();
+    let report = Report { checkpoint, model, memory, warnings };
+    let text = if args.json { format!("{:#}\n", as_json(args, &report)) } else { as_text(args, &report) };
     Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
-fn memory_plan(args: &InspectArgs, c: &Checkpoint) -> Result<(MemoryPlan, Vec<String>)> {
-    let seqs = args.max_num_seqs as usize;
-    let model = c.build(Limits {
-        max_model_len: c.max_model_len,
-        max_num_seqs: seqs,
-        max_num_batched_tokens: c.max_model_len.max(seqs),
-        max_logit_rows: seqs,
-        max_tiles: c.max_images,
-        kv_blocks: 0,
-    })?;
+fn memory_plan(args: &InspectArgs, c: &Checkpoint, model: &dyn Vlm) -> Result<MemoryPlan> {
     let bytes = |region: Region| model.regions()[region as usize] as u64;
     let (weights, scratch, io) = (bytes(Region::Weights), bytes(Region::Scratch), bytes(Region::Io));
     let available = match args.memory {
@@ -83,24 +94,30 @@ fn memory_plan(args: &InspectArgs, c: &Checkpoint) -> Result<(MemoryPlan, Vec<St
     let budget = (available as f64 * args.gpu_memory_utilization) as u64;
     let kv_block = c.kv_block_bytes() as u64;
     let kv_blocks = budget.saturating_sub(weights + scratch + io) / kv_block;
-    let warnings = [c.warnings(), model.warnings()].concat();
-    Ok((MemoryPlan { weights, scratch, io, kv_block, available, budget, kv_blocks }, warnings))
+    Ok(MemoryPlan { weights, scratch, io, kv_block, available, budget, kv_blocks })
 }
 
-fn as_text(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[String]) -> String {
+/// Parameters and tensors, in files or without.
+fn contents(weights: Option<&Weights>, model: &dyn Vlm) -> String {
+    if let Some(weights) = weights {
+        let parameters: usize = weights.tensors().map(|(_, t)| t.shape.iter().product::<usize>()).sum();
+        let (tensors, files) = (weights.tensors().count(), weights.files().count());
+        let bytes = human_bytes(weights.bytes_total());
+        let plural = if files == 1 { "" } else { "s" };
+        return format!("{parameters} parameters in {tensors} tensors, {bytes} in {files} file{plural}");
+    }
+    let fills = || model.placements().iter().filter(|p| p.random().is_some());
+    let (parameters, bytes): (u64, u64) =
+        fills().fold((0, 0), |(elements, bytes), p| (elements + p.dst.len, bytes + p.dst.bytes()));
+    format!("{parameters} parameters in {} tensors, {} of random numbers", fills().count(), human_bytes(bytes))
+}
+
+fn as_text(args: &InspectArgs, report: &Report) -> String {
+    let Report { checkpoint: c, model, memory: m, warnings } = report;
     let llava = c.llava();
     let (v, t) = (&llava.vision, &llava.text);
-    let parameters: usize = c.weights.tensors().map(|(_, t)| t.shape.iter().product::<usize>()).sum();
-    let mut out = format!(
-        "{}\n  {}, {} parameters in {} tensors, {} in {} file{}\n",
-        c.name,
-        c.config.model.family.architecture(),
-        parameters,
-        c.weights.tensors().count(),
-        human_bytes(c.weights.bytes_total()),
-        c.weights.files().count(),
-        if c.weights.files().count() == 1 { "" } else { "s" },
-    );
+    let mut out =
+        format!("{}\n  {}, {}\n", c.name, c.config.model.family.architecture(), contents(c.weights.as_ref(), &**model));
     out += &format!(
         "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {} tokens a picture\n",
         v.hidden_size,
@@ -151,7 +168,7 @@ fn as_text(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[Strin
     );
     if args.tensors {
         out += "\ntensors\n";
-        for (name, t) in c.weights.tensors() {
+        for (name, t) in c.weights.iter().flat_map(Weights::tensors) {
             out += &format!("  {:<80} {:>5?} {:?}\n", name.escape_debug().to_string(), t.stored, t.shape);
         }
     }
@@ -161,7 +178,8 @@ fn as_text(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[Strin
     out
 }
 
-fn as_json(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[String]) -> Value {
+fn as_json(args: &InspectArgs, report: &Report) -> Value {
+    let Report { checkpoint: c, memory: m, warnings, .. } = report;
     let llava = c.llava();
     let (v, t) = (&llava.vision, &llava.text);
     let mut out = json!({
@@ -180,7 +198,7 @@ fn as_json(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[Strin
             "num_attention_heads": t.num_attention_heads, "num_key_value_heads": t.num_key_value_heads, "head_dim": t.head_dim,
             "vocab_size": t.vocab_size, "max_position_embeddings": t.max_position_embeddings, "rope_theta": t.rope_theta,
         },
-        "files": c.weights.files().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
+        "files": c.weights.iter().flat_map(Weights::files).map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "memory": {
             "weights_bytes": m.weights, "scratch_bytes": m.scratch, "io_bytes": m.io, "kv_block_bytes": m.kv_block,
             "available_bytes": m.available, "budget_bytes": m.budget, "kv_blocks": m.kv_blocks,
@@ -190,7 +208,7 @@ fn as_json(args: &InspectArgs, c: &Checkpoint, m: &MemoryPlan, warnings: &[Strin
     });
     if args.tensors {
         let tensor = |(name, t): (&str, &crate::weights::Tensor)| json!({"name": name, "dtype": format!("{:?}", t.stored), "shape": t.shape});
-        out["tensors"] = c.weights.tensors().map(tensor).collect();
+        out["tensors"] = c.weights.iter().flat_map(Weights::tensors).map(tensor).collect();
     }
     out
 }

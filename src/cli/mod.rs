@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::engine::{Device, Options};
+use crate::engine::{Device, LoadFormat, Options};
 use crate::mem::DType;
 
 /// A vision-language inference runtime in Rust and hand-written CUDA.
@@ -57,6 +57,9 @@ pub(crate) struct ModelArgs {
     /// A directory, or org/name in the local Hugging Face cache; the bundled demo when left out
     #[arg(env = "OCELLI_MODEL")]
     model: Option<String>,
+    /// Where the weights come from; auto is safetensors, dummy is random numbers, which need no file
+    #[arg(long, env = "OCELLI_LOAD_FORMAT", default_value = "auto", value_name = "auto|safetensors|dummy")]
+    load_format: LoadFormat,
     /// Type of the activations and weights; auto is the checkpoint's own
     #[arg(long, env = "OCELLI_DTYPE", default_value = "auto")]
     dtype: DTypeArg,
@@ -89,6 +92,7 @@ impl ModelArgs {
     fn options(&self) -> Options {
         Options {
             device: Device::Auto,
+            load_format: self.load_format,
             dtype: match self.dtype {
                 DTypeArg::Auto => None,
                 DTypeArg::F32 => Some(DType::F32),

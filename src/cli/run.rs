@@ -140,8 +140,7 @@ pub(super) fn load(model: &ModelArgs, device: Device) -> Result<Engine> {
     for warning in engine.warnings() {
         writeln!(io::stderr(), "warning: {warning}")?;
     }
-    let upload = engine.upload();
-    if engine.backend_name() != "cpu" {
+    if let Some(upload) = engine.upload().filter(|_| engine.backend_name() != "cpu") {
         let gb = upload.bytes as f64 / 1e9;
         writeln!(io::stderr(), "[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s())?;
     }
@@ -206,8 +205,8 @@ fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
         },
         "logits_hash": o.logits_hash,
         "timings": {
-            "upload_ms": engine.upload().ms,
-            "upload_gb_per_s": engine.upload().gb_per_s(),
+            "upload_ms": engine.upload().map(|u| u.ms),
+            "upload_gb_per_s": engine.upload().map(|u| u.gb_per_s()),
             "load_ms": o.timings.load_ms,
             "prepare_ms": o.timings.prepare_ms,
             "prefill_ms": o.timings.prefill_ms,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::Options;
+use super::{LoadFormat, Options};
 use crate::config::{Config, Family, LlavaConfig};
 use crate::mem::DType;
-use crate::models::{self, Limits, Registration, Vlm};
+use crate::models::{self, Limits, Registration, Tensors, Vlm};
 use crate::text::{Builtin, ChatTemplate, TokenName, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -19,8 +19,8 @@ pub struct Checkpoint {
     pub name: String,
     /// The settings.
     pub config: Config,
-    /// The tensors, mapped.
-    pub weights: Weights,
+    /// The tensors, mapped; `None` with [`LoadFormat::Dummy`].
+    pub weights: Option<Weights>,
     /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// The chat template.
@@ -76,10 +76,19 @@ impl Checkpoint {
         max_model_len: usize,
     ) -> anyhow::Result<Checkpoint> {
         let registration = models::find(config.model.family.architecture())?;
-        let weights = Weights::open(dir)?;
-        let (dtype, contradiction) = config.model.float_dtype(weights.float_dtype());
+        let (weights, odd) = match options.load_format {
+            LoadFormat::Auto => {
+                let weights = Weights::open(dir)?;
+                let odd = weights.warnings().to_vec();
+                (Some(weights), odd)
+            }
+            LoadFormat::Dummy => {
+                (None, vec!["the weights are random numbers (load format dummy), and so are the answers".into()])
+            }
+        };
+        let (dtype, contradiction) = config.model.float_dtype(weights.as_ref().and_then(Weights::float_dtype));
         let unused = config.generation.sampling.unused();
-        let warnings = [weights.warnings(), contradiction.as_slice(), unused.as_slice()].concat();
+        let warnings = [odd.as_slice(), contradiction.as_slice(), unused.as_slice()].concat();
         let dtype = options.dtype.unwrap_or(dtype);
         let path = dir.canonicalize().with_context(|| format!("{}", dir.display()))?;
         let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
@@ -103,7 +112,16 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Model`] with every tensor that is missing or has another shape.
     pub fn build(&self, limits: Limits) -> Result<Box<dyn Vlm>> {
-        (self.registration.build)(&self.config, &self.weights, self.dtype, limits).map_err(Error::Model)
+        let tensors = self.weights.as_ref().map_or(Tensors::Random, Tensors::Stored);
+        (self.registration.build)(&self.config, tensors, self.dtype, limits).map_err(Error::Model)
+    }
+
+    /// See [`Weights::check_unchanged`].
+    ///
+    /// # Errors
+    /// When a file was rewritten since it was mapped.
+    pub fn check_unchanged(&self) -> anyhow::Result<()> {
+        self.weights.as_ref().map_or(Ok(()), Weights::check_unchanged)
     }
 
     /// Bytes of a block of the caches of all layers.

@@ -30,7 +30,7 @@ mod sampling;
 pub use blocks::BlockPool;
 pub use checkpoint::Checkpoint;
 pub use generate::{FinishReason, Output, Prompt, Request, Timings};
-pub use options::{Device, Options, available_memory};
+pub use options::{Device, LoadFormat, Options, available_memory};
 pub use runner::{LogitRows, Runner, Sampled, SequenceStep};
 pub use sampling::Sampling;
 
@@ -108,7 +108,7 @@ pub struct Engine {
     runner: Runner<Any>,
     blocks: BlockPool,
     warnings: Vec<String>,
-    upload: Upload,
+    upload: Option<Upload>,
     load_ms: f64,
 }
 
@@ -141,8 +141,9 @@ impl Engine {
             progress(done, total);
         })
         .map_err(Error::Device)?;
-        let upload = Upload { bytes: total, ms: began.elapsed().as_secs_f64() * 1e3 };
-        checkpoint.weights.check_unchanged().map_err(Error::Model)?;
+        let ms = began.elapsed().as_secs_f64() * 1e3;
+        let upload = checkpoint.weights.as_ref().map(|_| Upload { bytes: total, ms });
+        checkpoint.check_unchanged().map_err(Error::Model)?;
         let blocks = BlockPool::new(limits.kv_blocks);
         let mut engine = Engine { checkpoint, runner, blocks, warnings, upload, load_ms: 0.0 };
         if device != Device::Cpu {
@@ -182,8 +183,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What bringing the weights to the device took.
-    pub fn upload(&self) -> Upload {
+    /// What bringing the weights to the device took; `None` if they are random numbers.
+    pub fn upload(&self) -> Option<Upload> {
         self.upload
     }
 

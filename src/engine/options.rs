@@ -12,6 +12,8 @@ use crate::mem::DType;
 pub struct Options {
     /// Where to run.
     pub device: Device,
+    /// Where the weights come from.
+    pub load_format: LoadFormat,
     /// Type of activations and weights; `None` is the checkpoint's own.
     pub dtype: Option<DType>,
     /// Longest sequence in tokens; `None` is as long as the model goes.
@@ -24,7 +26,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { device: Device::Auto, dtype: None, max_model_len: None, chat_template: None, max_images: 4 }
+        Options {
+            device: Device::Auto,
+            load_format: LoadFormat::Auto,
+            dtype: None,
+            max_model_len: None,
+            chat_template: None,
+            max_images: 4,
+        }
     }
 }
 
@@ -90,6 +99,29 @@ impl FromStr for Device {
     }
 }
 
+/// Where the weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The checkpoint's safetensors, the one format that is read.
+    Auto,
+    /// No file: random numbers, the same in every run and on every device. For measuring speed with nothing but the
+    /// settings and the tokenizer of a model at hand.
+    Dummy,
+}
+
+impl FromStr for LoadFormat {
+    type Err = String;
+
+    /// In vLLM's spelling.
+    fn from_str(text: &str) -> Result<LoadFormat, String> {
+        match text {
+            "auto" | "safetensors" => Ok(LoadFormat::Auto),
+            "dummy" => Ok(LoadFormat::Dummy),
+            _ => Err("write auto, safetensors or dummy".into()),
+        }
+    }
+}
+
 /// Number of GPUs that the kernels of this build can run on.
 #[cfg(feature = "cuda")]
 fn gpus() -> Result<usize> {
@@ -123,6 +155,15 @@ mod tests {
         assert_eq!("cpu".parse(), Ok(Device::Cpu));
         for bad in ["gpu", "cuda:", "cuda:-1", "cpu:0", ""] {
             assert!(bad.parse::<Device>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn load_formats_are_vllms_as_far_as_they_exist_here() {
+        assert_eq!("safetensors".parse(), Ok(LoadFormat::Auto));
+        assert_eq!("dummy".parse(), Ok(LoadFormat::Dummy));
+        for bad in ["pt", "npcache", "Dummy", ""] {
+            assert!(bad.parse::<LoadFormat>().is_err(), "{bad}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use anyhow::{Context, Result, ensure};
 
 use crate::mem::Span;
-use crate::models::{Placement, StepIo, StepShape, Tiles, Vlm};
+use crate::models::{Placement, StepIo, StepShape, Tiles, Vlm, random_fills};
 use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
@@ -58,13 +58,17 @@ pub struct Runner<B: Backend> {
 }
 
 impl<B: Backend> Runner<B> {
-    /// Upload the weights. `progress` is called with the bytes of what is in its place.
+    /// Upload the weights, or fill them with random numbers. `progress` is called with the bytes of what is in its place.
     ///
     /// # Errors
     /// If the backend fails.
     pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
-        let fills: Vec<Fill> = model.placements().iter().map(Placement::fill).collect();
+        let fills: Vec<Fill> = model.placements().iter().filter_map(Placement::fill).collect();
         backend.upload(&fills, &mut progress)?;
+        if let Some(plan) = random_fills(model.placements()) {
+            backend.run(&mut backend.link(&plan)?, None)?;
+            progress(plan.cost().bytes);
+        }
         Ok(Runner { backend, model, decode: HashMap::new(), encode: HashMap::new(), inputs: Vec::new(), last: None })
     }
 

@@ -46,10 +46,9 @@ impl Llama {
     /// Ask for the weights; angles are tabulated for `positions` positions.
     pub fn load(loader: &mut Loader<'_>, config: &LlamaConfig, positions: usize) -> Llama {
         let (d, vocab) = (config.hidden_size, config.vocab_size);
-        let (stored_embed, stored_head) = (loader.has(EMBED), loader.has(HEAD));
         // Tied embeddings are stored once, under either name; where both are, each is used for itself.
-        let tied = config.tie_word_embeddings && stored_embed != stored_head;
-        let embed = loader.tensor(if tied && stored_head { HEAD } else { EMBED }, &[vocab, d]);
+        let tied = if config.tie_word_embeddings { loader.only_one_of(EMBED, HEAD) } else { None };
+        let embed = loader.tensor(tied.unwrap_or(EMBED), &[vocab, d]);
         Llama {
             embed,
             rope: {
@@ -58,7 +57,7 @@ impl Llama {
             },
             blocks: (0..config.num_hidden_layers).map(|i| block(loader, config, i)).collect(),
             norm: loader.tensor("language_model.norm.weight", &[d]),
-            head: if tied { embed } else { loader.tensor(HEAD, &[vocab, d]) },
+            head: if tied.is_some() { embed } else { loader.tensor(HEAD, &[vocab, d]) },
             config: config.clone(),
         }
     }

@@ -5,19 +5,19 @@ use anyhow::{Context, Result};
 use super::clip::{Clip, epilogue};
 use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
-use super::load::{Loader, Placement};
+use super::load::{Loader, Placement, Tensors};
 use super::{Registration, Tiles, Vlm};
 use crate::config::{Config, Family, LlavaConfig, Preprocessor, Resample, Resize, Select};
 use crate::image::{ClipProcessor, Filter, Rgb, Size};
 use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::{Epilogue, Gather, Gemm, PagedKv};
 use crate::plan::Plan;
-use crate::weights::{Weights, canonical_llava};
+use crate::weights::canonical_llava;
 
 pub(super) const REGISTRATION: Registration = Registration {
     architecture: "LlavaForConditionalGeneration",
     kv_block_bytes: |config, dtype| Llama::kv_block_bytes(&settings(config).text, dtype),
-    build: |config, weights, dtype, limits| Ok(Box::new(Llava::build(config, weights, dtype, limits)?)),
+    build: |config, tensors, dtype, limits| Ok(Box::new(Llava::build(config, tensors, dtype, limits)?)),
 };
 
 struct Projector {
@@ -49,13 +49,13 @@ struct Llava {
 }
 
 impl Llava {
-    fn build(config: &Config, weights: &Weights, dtype: DType, limits: Limits) -> Result<Llava> {
+    fn build(config: &Config, tensors: Tensors<'_>, dtype: DType, limits: Limits) -> Result<Llava> {
         let processor = clip_processor(&config.preprocessor);
         let llava = settings(config).clone();
         let (vision, text) = (&llava.vision, &llava.text);
         let d = text.hidden_size;
 
-        let mut loader = Loader::new(weights, dtype, canonical_llava)?;
+        let mut loader = Loader::new(tensors, dtype, canonical_llava)?;
         let blocks = llava.vision_blocks();
         let clip = Clip::load(&mut loader, vision, blocks, processor.table());
         let (settings, tiles) = (llava.clone(), limits.max_tiles);

@@ -12,7 +12,7 @@ mod load;
 
 pub use io::{Limits, StepArea, StepIo, StepShape};
 pub use llava::clip_processor;
-pub use load::Placement;
+pub use load::{Placement, Tensors, random_fills};
 
 use anyhow::{Result, bail};
 
@@ -20,7 +20,6 @@ use crate::config::Config;
 use crate::image::Rgb;
 use crate::mem::{Buf, DType};
 use crate::plan::Plan;
-use crate::weights::Weights;
 
 /// A picture made ready for the vision tower.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +75,7 @@ pub trait Vlm: Send {
 }
 
 /// Finds every tensor, lays out the regions, and is ready to build plans.
-pub type Build = fn(&Config, &Weights, DType, Limits) -> Result<Box<dyn Vlm>>;
+pub type Build = fn(&Config, Tensors<'_>, DType, Limits) -> Result<Box<dyn Vlm>>;
 
 /// One family of models, by the name that config.json gives it.
 pub struct Registration {

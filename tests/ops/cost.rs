@@ -4,7 +4,7 @@ use ocelli::kernel::Cost;
 use ocelli::mem::{Act, Buf, DType, Layout, Region};
 use ocelli::ops::{
     DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, LayerNorm, Op, PagedDecode, PagedKv, PagedPrefill, PatchEmbed,
-    RmsNorm, RopeKv,
+    RandomFill, RmsNorm, RopeKv,
 };
 
 fn costs(op: impl Into<Op>) -> Cost {
@@ -78,6 +78,12 @@ fn copies_move_their_rows_twice_and_their_indices_once() {
     assert_eq!(costs(gather).bytes, 2 * (40 + 40) + 4 * 4);
     let splice = EmbedSplice { y, table: x, image_rows: x, ids: index, rows: 4, cols: 10 };
     assert_eq!(costs(splice).bytes, 2 * (40 + 40) + 4 * 4);
+}
+
+#[test]
+fn a_fill_writes_and_reads_nothing() {
+    let y = layout().take(30);
+    assert_eq!(costs(RandomFill { y, seed: 1, mean: 0.0, spread: 1.0 }).bytes, 2 * 30);
 }
 
 #[test]

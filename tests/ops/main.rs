@@ -20,6 +20,7 @@ mod gemm;
 mod norm;
 mod paged;
 mod patch_embed;
+mod random_fill;
 mod rope_kv;
 mod rows;
 mod sample;

@@ -1,0 +1,146 @@
+//! A model without a file of weights: `LoadFormat::Dummy`, on the settings and the tokenizer of a tiny model.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use ocelli::backend::Cpu;
+use ocelli::engine::{Checkpoint, Engine, LoadFormat, LogitRows, Options, Output, Prompt, Request, Runner, Sampling};
+use ocelli::engine::{Device, SequenceStep};
+use ocelli::mem::{DType, Span};
+use ocelli::models::{Limits, Vlm};
+use ocelli::ops::SamplingRow;
+use ocelli::plan::Backend;
+use tempfile::TempDir;
+
+const MODEL: &str = "tests/goldens/llava-tiny-mha";
+
+/// Everything of `folder` but its tensors.
+fn settings(folder: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap();
+        if !name.to_str().unwrap().contains("safetensors") {
+            fs::copy(&path, dir.path().join(name)).unwrap();
+        }
+    }
+    dir
+}
+
+fn dummy() -> Options {
+    Options { load_format: LoadFormat::Dummy, device: Device::Cpu, ..Options::default() }
+}
+
+fn answer(dir: &Path, options: &Options) -> Output {
+    let mut engine = Engine::open(dir, options, |_, _| ()).unwrap();
+    let request = Request {
+        prompt: Prompt::Raw("USER: <image>\nwhat is this? ASSISTANT:".into()),
+        images: vec![fs::read("tests/goldens/pictures/wide.png").unwrap()],
+        sampling: Sampling { temperature: 0.0, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() },
+    };
+    engine.generate(&request, |_| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn it_answers_the_same_every_time_in_every_type() {
+    let dir = settings(MODEL);
+    let mut hashes = Vec::new();
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let options = Options { dtype: Some(dtype), ..dummy() };
+        let (first, second) = (answer(dir.path(), &options), answer(dir.path(), &options));
+        assert_eq!(first.token_ids.len(), 24);
+        assert!(first.logprobs.iter().all(|l| l.is_finite()), "{:?}", first.logprobs);
+        assert_eq!((first.token_ids, &first.logits_hash), (second.token_ids, &second.logits_hash));
+        hashes.push(first.logits_hash);
+    }
+    hashes.dedup();
+    assert_eq!(hashes.len(), 3);
+}
+
+#[test]
+fn its_type_is_what_the_config_says_and_it_warns_that_nothing_is_meant() {
+    let dir = settings("tests/goldens/llava-tiny-gqa-bf16");
+    let engine = Engine::open(dir.path(), &dummy(), |_, _| ()).unwrap();
+    assert_eq!(engine.dtype(), DType::Bf16);
+    assert!(engine.warnings().iter().any(|w| w.contains("random numbers")), "{:?}", engine.warnings());
+    let read = Options { load_format: LoadFormat::Auto, ..dummy() };
+    let missing = Engine::open(dir.path(), &read, |_, _| ()).err().unwrap().to_string();
+    assert!(missing.contains("model.safetensors"), "{missing}");
+}
+
+/// Files that are there are not looked at.
+#[test]
+fn it_does_not_depend_on_files_that_are_there() {
+    let dir = settings(MODEL);
+    let without = answer(dir.path(), &dummy()).logits_hash;
+    fs::write(dir.path().join("model.safetensors"), "not one").unwrap();
+    assert_eq!(answer(dir.path(), &dummy()).logits_hash, without);
+}
+
+const LIMITS: Limits = Limits {
+    max_model_len: 64,
+    max_num_seqs: 1,
+    max_num_batched_tokens: 64,
+    max_logit_rows: 64,
+    max_tiles: 1,
+    kv_blocks: 4,
+};
+
+fn model(dir: &Path, limits: Limits) -> Box<dyn Vlm> {
+    Checkpoint::open(dir, &dummy()).unwrap().build(limits).unwrap()
+}
+
+/// Places of tensors, without tables, in the order in which the model asks for them.
+fn tensors(model: &dyn Vlm) -> Vec<Span> {
+    model.placements().iter().filter(|p| p.random().is_some()).map(|p| p.dst).collect()
+}
+
+/// Where the tensors of a checkpoint go, random ones go, and all of them are filled.
+#[test]
+fn every_tensor_that_a_checkpoint_has_is_filled() {
+    let limits = LIMITS;
+    let stored = Checkpoint::open(Path::new(MODEL), &Options::default()).unwrap().build(limits).unwrap();
+    let model = model(settings(MODEL).path(), limits);
+    let places = |model: &dyn Vlm| model.placements().iter().map(|p| p.dst).collect::<Vec<_>>();
+    assert_eq!(places(&*model), places(&*stored));
+    let tensors = tensors(&*model);
+    let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum::<u64>());
+    let runner = Runner::new(Cpu::new(model.regions()).unwrap(), model, |bytes| done += bytes).unwrap();
+    assert_eq!(done, total);
+    for span in tensors {
+        let bytes = runner.backend().snapshot(span).unwrap();
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        assert!(values.iter().all(|v| *v != 0.0 && v.abs() < 1.1), "{span:?}");
+    }
+}
+
+/// A longer context moves every tensor behind the table of angles, and changes no logit.
+#[test]
+fn numbers_do_not_depend_on_the_layout() {
+    let dir = settings(MODEL);
+    let logits = |max_model_len| {
+        let model = model(dir.path(), Limits { max_model_len, ..LIMITS });
+        let places = tensors(&*model);
+        let mut runner = Runner::new(Cpu::new(model.regions()).unwrap(), model, |_| ()).unwrap();
+        let ids = [1, 40, 41, 42];
+        let step = SequenceStep { ids: &ids, cached: 0, blocks: &[0], sampling: SamplingRow::GREEDY };
+        runner.step(&[step], LogitRows::All, None).unwrap();
+        (places, runner.logits(4).unwrap())
+    };
+    let ((short, expected), (long, found)) = (logits(32), logits(64));
+    assert_ne!(short, long);
+    assert_eq!(found, expected);
+}
+
+/// As transformers writes it, a tied embedding is one tensor.
+#[test]
+fn tied_embeddings_are_one_tensor() {
+    let dir = settings(MODEL);
+    let untied = tensors(&*model(dir.path(), LIMITS)).len();
+    let file = dir.path().join("config.json");
+    let config = fs::read_to_string(&file).unwrap();
+    fs::write(&file, config.replacen('{', "{\"tie_word_embeddings\": true,", 1)).unwrap();
+    assert_eq!(tensors(&*model(dir.path(), LIMITS)).len(), untied - 1);
+    assert_eq!(answer(dir.path(), &dummy()).token_ids.len(), 24);
+}
