@@ -306,12 +306,12 @@ fn doctor_completions_and_man_print_something_useful() {
 
 #[test]
 fn the_latency_bench_measures_prompts_of_the_length_that_was_asked_for() {
-    let args = ["--image", "demo/images/shapes.jpg", "--input-len", "40", "--output-len", "3", "--num-iters", "3"];
+    let args = ["--image", "demo/images/shapes.jpg", "--input-len", "160", "--output-len", "3", "--num-iters", "3"];
     let out = ocelli(&[&["bench", "latency", "--device", "cpu", "--json"], &args[..]].concat());
     let stderr = |out: &Output| String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success(), "{}", stderr(&out));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    for (what, n) in [("prompt_tokens", 40), ("output_tokens", 3), ("requests", 3)] {
+    for (what, n) in [("prompt_tokens", 160), ("output_tokens", 3), ("requests", 3)] {
         assert_eq!(report[what], n, "{what}");
     }
     for time in ["prepare_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2el_ms"] {
