@@ -185,6 +185,28 @@ struct RandomFillParams {
 };
 static_assert(sizeof(RandomFillParams) == 32, "RandomFillParams: change src/ops/random_fill.rs with it");
 
+// One axis of a resizing: twin of `ResizeAxis` in src/ops/resize.rs, which says what the fields mean.
+struct ResizeAxisParams {
+    const int32_t* table;  // (1 + taps, kept)
+    uint32_t taps;
+    uint32_t picture;
+    uint32_t offset;
+    uint32_t tile;
+    uint32_t first;
+    uint32_t kept;
+};
+static_assert(sizeof(ResizeAxisParams) == 32, "ResizeAxisParams: change src/ops/resize.rs with it");
+
+struct ResizeParams {
+    uint8_t* y;        // (rows.tile, columns.tile, 3)
+    const uint8_t* x;  // (rows.picture, columns.picture, 3)
+    ResizeAxisParams columns;
+    ResizeAxisParams rows;
+    uint32_t colour;  // of the canvas: red in the lowest byte
+    uint32_t pad;
+};
+static_assert(sizeof(ResizeParams) == 88, "ResizeParams: change src/ops/resize.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }
