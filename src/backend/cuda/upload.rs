@@ -22,12 +22,14 @@ use crate::host::convert;
 use crate::mem::{DType, Source};
 use crate::plan::Fill;
 
-/// Bytes of a slot: long enough for the link's full rate, and 16 threads pin no more than 32 MiB.
+/// Bytes of a slot. Smaller ones do not fill the link (512 KiB: 30 GB/s instead of 44), and larger ones take longer to pin
+/// than they save (4 MiB: 40 GB/s).
 const SLOT_BYTES: usize = 1 << 20;
 /// Slots of a thread: one is copied while the other is filled.
 const SLOTS: usize = 2;
-/// One thread reads 5 to 8 GB/s from the page cache, and the link takes 55.
-const MAX_THREADS: usize = 16;
+/// One thread reads 5 GB/s from the page cache and the link takes 55, both from the same memory: 12 threads reach 44 GB/s,
+/// 8 reach 33 and 16 reach 41 (16 cores, H200, 2026-11-22). All copies go through one stream; one each is slower (38).
+const MAX_THREADS: usize = 12;
 
 /// How often the caller hears how far it is.
 const TICK: Duration = Duration::from_millis(2);
@@ -122,18 +124,17 @@ impl Shared<'_> {
     }
 }
 
-/// A thread's stream and slots.
+/// A thread's slots.
 struct Lane {
     slots: [(Pinned, Event); SLOTS],
     turn: usize,
-    stream: Stream,
     gate: Arc<Gate>,
 }
 
 impl Lane {
     fn open(gate: &Arc<Gate>) -> Result<Lane> {
         let slot = || -> Result<_> { Ok((Pinned::new(gate, SLOT_BYTES)?, Event::new(gate)?)) };
-        Ok(Lane { slots: [slot()?, slot()?], turn: 0, stream: Stream::new(gate)?, gate: gate.clone() })
+        Ok(Lane { slots: [slot()?, slot()?], turn: 0, gate: gate.clone() })
     }
 
     /// Fill the next slot with a piece, and enqueue its copy.
@@ -152,14 +153,13 @@ impl Lane {
         }
         // SAFETY: the address and the length lie in a device allocation, which the caller holds. The slot is not written
         // before the event behind the copy has passed, and is not freed before the stream has ended.
-        self.gate.check(unsafe { result::memcpy_htod_async(piece.address, bytes, self.stream.0) })?;
-        copied.record(&self.stream)
+        self.gate.check(unsafe { result::memcpy_htod_async(piece.address, bytes, self.gate.stream.cu_stream()) })?;
+        copied.record()
     }
 
+    /// Wait for every copy of this thread.
     fn finish(&mut self) -> Result<()> {
-        self.gate.enter()?;
-        // SAFETY: the stream is open.
-        self.gate.check(unsafe { result::stream::synchronize(self.stream.0) }).context("uploading weights")
+        self.slots.iter().try_for_each(|(_, copied)| copied.wait()).context("uploading weights")
     }
 }
 
@@ -167,23 +167,10 @@ impl Drop for Lane {
     fn drop(&mut self) {
         // A failed thread may have copies in flight, from slots that are freed next.
         let _ = self.finish();
-        if self.gate.may_free() {
-            // SAFETY: opened by `Stream::new` and destroyed once.
-            let _ = unsafe { result::stream::destroy(self.stream.0) };
-        }
     }
 }
 
-struct Stream(sys::CUstream);
-
-impl Stream {
-    fn new(gate: &Gate) -> Result<Stream> {
-        gate.enter()?;
-        Ok(Stream(gate.check(result::stream::create(result::stream::StreamKind::NonBlocking))?))
-    }
-}
-
-/// A place in a stream that can be waited for.
+/// A place in the stream that can be waited for.
 struct Event {
     raw: sys::CUevent,
     gate: Arc<Gate>,
@@ -196,9 +183,9 @@ impl Event {
         Ok(Event { raw, gate: gate.clone() })
     }
 
-    fn record(&self, stream: &Stream) -> Result<()> {
+    fn record(&self) -> Result<()> {
         // SAFETY: both handles are open, and of the same context.
-        self.gate.check(unsafe { result::event::record(self.raw, stream.0) })
+        self.gate.check(unsafe { result::event::record(self.raw, self.gate.stream.cu_stream()) })
     }
 
     /// An event that was never recorded has passed.
