@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::Rgb;
-use super::resize::{Canvas, Filter, Window, resize_window};
+use super::resize::{Canvas, Cut, Filter, Window};
 
 /// Pixels of the largest result: 64 Mi, 192 MiB of bytes. Reached only without a centre crop.
 const MAX_PIXELS: u64 = 64 << 20;
@@ -62,7 +62,17 @@ impl ClipProcessor {
     /// # Errors
     /// A zero side in the settings, or a result above 64 Mi pixels (a thin picture without a centre crop).
     pub fn apply(&self, img: &Rgb) -> Result<Rgb> {
-        let canvas = if self.do_pad { Canvas::square(img, self.background()) } else { Canvas::of(img) };
+        self.tile(img.width(), img.height())?.apply(img)
+    }
+
+    /// [`ClipProcessor::apply`] for pictures of one size, in numbers.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tile(&self, width: u32, height: u32) -> Result<Tile> {
+        let img = (width, height);
+        let canvas =
+            if self.do_pad { Canvas::square(width, height, self.background()) } else { Canvas::of(width, height) };
         let (width, height) = self.resized(canvas.width(), canvas.height())?;
         let (across, down) = if self.do_center_crop {
             (Crop::new(width, self.crop.1), Crop::new(height, self.crop.0))
@@ -73,17 +83,14 @@ impl ClipProcessor {
         ensure!(
             pixels <= MAX_PIXELS,
             "a {}x{} picture becomes {}x{}, {pixels} pixels; the limit is {MAX_PIXELS} (crop it to a less extreme shape)",
-            img.width(),
-            img.height(),
+            img.0,
+            img.1,
             across.size,
             down.size
         );
         let window = Window { x: across.from, y: down.from, width: across.kept, height: down.kept };
-        let cut = resize_window(&canvas, (width, height), self.resample, window)?;
-        if (across.kept, down.kept) == (across.size, down.size) {
-            return Ok(cut);
-        }
-        on_black(&cut, &across, &down)
+        let cut = Cut::new(canvas, (width, height), self.resample, window)?;
+        Ok(Tile { cut, across, down })
     }
 
     /// Width and height after resizing.
@@ -134,15 +141,42 @@ impl ClipProcessor {
     }
 }
 
+/// What the vision tower sees of pictures of one size: a part of them, resized, perhaps with black around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// The part.
+    pub cut: Cut,
+    /// Where it stands from left to right.
+    pub across: Crop,
+    /// Where it stands from top to bottom.
+    pub down: Crop,
+}
+
+impl Tile {
+    /// The tile of a picture.
+    ///
+    /// # Errors
+    /// A picture of another size, or a result that does not fit into memory.
+    pub fn apply(&self, img: &Rgb) -> Result<Rgb> {
+        let (cut, Tile { across, down, .. }) = (self.cut.apply(img)?, self);
+        if (across.kept, down.kept) == (across.size, down.size) {
+            return Ok(cut);
+        }
+        on_black(&cut, across, down)
+    }
+}
+
 /// A centre crop along one axis.
-struct Crop {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crop {
     /// What the result measures.
-    size: u32,
-    /// First position of the resized picture that is kept, and how many are.
+    pub size: u32,
+    /// First position of the resized picture that is kept.
     from: u32,
-    kept: u32,
-    /// Where it stands in the result; black before and after.
-    to: u32,
+    /// How many are kept.
+    pub kept: u32,
+    /// Where they stand in the result; black before and after.
+    pub to: u32,
 }
 
 impl Crop {

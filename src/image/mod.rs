@@ -24,11 +24,11 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
-pub use clip::{ClipProcessor, Size};
+pub use clip::{ClipProcessor, Crop, Size, Tile};
 pub use decode::{Alpha, decode};
 pub use error::DecodeError;
 pub use limits::Limits;
-pub use resize::{Filter, resize};
+pub use resize::{Axis, Canvas, Cut, Filter, Window, resize};
 
 /// A picture: 8-bit RGB, rows from the top, pixels from the left, no padding (HWC).
 #[derive(Clone, PartialEq, Eq)]

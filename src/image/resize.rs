@@ -5,7 +5,8 @@
 //! changes results, since two roundings do not commute. The filter is stretched by the scale when shrinking, so every
 //! source pixel counts (no aliasing).
 //!
-//! Only what a crop keeps is computed: [`resize_window`] costs memory and time by its window, not by the full result.
+//! Only what a crop keeps is computed: a [`Cut`] costs memory and time by its window, not by the full result. What it is
+//! apart from pixels, two [`Axis`], serves a device as well.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -58,7 +59,8 @@ impl Filter {
 /// # Errors
 /// A zero side, or a result that does not fit into memory.
 pub fn resize(src: &Rgb, width: u32, height: u32, filter: Filter) -> Result<Rgb> {
-    resize_window(&Canvas::of(src), (width, height), filter, Window { x: 0, y: 0, width, height })
+    let canvas = Canvas::of(src.width, src.height);
+    Cut::new(canvas, (width, height), filter, Window { x: 0, y: 0, width, height })?.apply(src)
 }
 
 /// A rectangle of the resized picture.
@@ -74,27 +76,29 @@ pub struct Window {
     pub height: u32,
 }
 
-/// A picture on a larger canvas of one colour that is never drawn.
-#[derive(Clone, Copy, Debug)]
-pub struct Canvas<'a> {
-    img: &'a Rgb,
+/// A canvas of one colour, never drawn, and where on it a picture stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Canvas {
     width: u32,
     height: u32,
+    /// Of the picture: its size and its first column and row.
+    picture: (u32, u32),
     left: u32,
     top: u32,
     colour: [u8; 3],
 }
 
-impl<'a> Canvas<'a> {
-    /// The picture alone.
-    pub fn of(img: &'a Rgb) -> Self {
-        Canvas { img, width: img.width, height: img.height, left: 0, top: 0, colour: [0; 3] }
+impl Canvas {
+    /// A picture alone.
+    pub fn of(width: u32, height: u32) -> Canvas {
+        Canvas { width, height, picture: (width, height), left: 0, top: 0, colour: [0; 3] }
     }
 
-    /// The picture in the middle of a square (above and left of it by half a pixel, if the sum is odd).
-    pub fn square(img: &'a Rgb, colour: [u8; 3]) -> Self {
-        let side = img.width.max(img.height);
-        Canvas { img, width: side, height: side, left: (side - img.width) / 2, top: (side - img.height) / 2, colour }
+    /// A picture in the middle of a square (above and left of it by half a pixel, if the sum is odd).
+    pub fn square(width: u32, height: u32, colour: [u8; 3]) -> Canvas {
+        let side = width.max(height);
+        let (left, top) = ((side - width) / 2, (side - height) / 2);
+        Canvas { width: side, height: side, picture: (width, height), left, top, colour }
     }
 
     /// Pixels a row.
@@ -107,10 +111,20 @@ impl<'a> Canvas<'a> {
         self.height
     }
 
-    /// Row `y` if the picture has a part in it.
-    fn row<'s>(&'s self, y: usize, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
-        let pixels = self.img.row(y.checked_sub(self.top as usize)?);
-        if pixels.is_empty() || self.width == self.img.width {
+    /// First column and row of the picture.
+    pub fn picture_at(&self) -> (u32, u32) {
+        (self.left, self.top)
+    }
+
+    /// Its colour, red first.
+    pub fn colour(&self) -> [u8; 3] {
+        self.colour
+    }
+
+    /// Row `y` if the picture `img` has a part in it.
+    fn row<'s>(&self, img: &'s Rgb, y: usize, scratch: &'s mut Vec<u8>) -> Option<&'s [u8]> {
+        let pixels = img.row(y.checked_sub(self.top as usize)?);
+        if pixels.is_empty() || self.width == img.width {
             return Some(pixels).filter(|p| !p.is_empty());
         }
         scratch.clear();
@@ -122,34 +136,69 @@ impl<'a> Canvas<'a> {
     }
 }
 
-/// The part `window` of `canvas` resized to `size` (width, height).
-///
-/// # Errors
-/// A zero side, a window that leaves the result, or one that does not fit into memory.
-pub fn resize_window(canvas: &Canvas, size: (u32, u32), filter: Filter, window: Window) -> Result<Rgb> {
-    let (width, height) = size;
-    let right = u64::from(window.x) + u64::from(window.width);
-    let bottom = u64::from(window.y) + u64::from(window.height);
-    let long = window.width.max(window.height);
-    ensure!(window.width > 0 && window.height > 0, "resizing to {width}x{height}: both sides must be at least 1");
-    ensure!(long <= MAX_SIDE, "resizing to {width}x{height}: the limit of a side is {MAX_SIDE} pixels");
-    ensure!(
-        right <= u64::from(width) && bottom <= u64::from(height),
-        "{window:?} leaves a picture of {width}x{height}"
-    );
+/// A part of a resized canvas: everything about a resizing but the pixels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    canvas: Canvas,
+    columns: Axis,
+    rows: Axis,
+}
 
-    let columns = Axis::new(canvas.width, width, window.x, window.width, filter);
-    let rows = Axis::new(canvas.height, height, window.y, window.height, filter);
-    let needed = rows.source();
-    let stride = window.width as usize * 3;
-    let mut squeezed = allocate(needed.len(), stride)?;
-    horizontal(canvas, &columns, needed.start, &mut squeezed, stride);
-    if rows.identity {
-        return Rgb::new(window.width, window.height, squeezed);
+impl Cut {
+    /// The part `window` of `canvas` resized to `size` (width, height).
+    ///
+    /// # Errors
+    /// A zero side, or a window that leaves the result.
+    pub fn new(canvas: Canvas, size: (u32, u32), filter: Filter, window: Window) -> Result<Cut> {
+        let (width, height) = size;
+        let right = u64::from(window.x) + u64::from(window.width);
+        let bottom = u64::from(window.y) + u64::from(window.height);
+        let long = window.width.max(window.height);
+        ensure!(window.width > 0 && window.height > 0, "resizing to {width}x{height}: both sides must be at least 1");
+        ensure!(long <= MAX_SIDE, "resizing to {width}x{height}: the limit of a side is {MAX_SIDE} pixels");
+        ensure!(
+            right <= u64::from(width) && bottom <= u64::from(height),
+            "{window:?} leaves a picture of {width}x{height}"
+        );
+        let columns = Axis::new(canvas.width, width, window.x, window.width, filter);
+        let rows = Axis::new(canvas.height, height, window.y, window.height, filter);
+        Ok(Cut { canvas, columns, rows })
     }
-    let mut out = allocate(window.height as usize, stride)?;
-    vertical(&squeezed, &rows, needed.start, &mut out, stride);
-    Rgb::new(window.width, window.height, out)
+
+    /// The canvas that is resized.
+    pub fn canvas(&self) -> &Canvas {
+        &self.canvas
+    }
+
+    /// What the columns of the result are made of, and what its rows.
+    pub fn axes(&self) -> [&Axis; 2] {
+        [&self.columns, &self.rows]
+    }
+
+    /// The window of `img` on the canvas.
+    ///
+    /// # Errors
+    /// A picture of another size than the canvas was made for, or a result that does not fit into memory.
+    pub fn apply(&self, img: &Rgb) -> Result<Rgb> {
+        let Cut { canvas, columns, rows } = self;
+        let (width, height) = canvas.picture;
+        ensure!(
+            (width, height) == (img.width, img.height),
+            "a cut of a {width}x{height} picture does not fit one of {}x{}",
+            img.width,
+            img.height
+        );
+        let needed = rows.source();
+        let stride = columns.len() * 3;
+        let mut squeezed = allocate(needed.len(), stride)?;
+        horizontal(canvas, img, columns, needed.start, &mut squeezed, stride);
+        if rows.identity {
+            return Rgb::new(columns.len() as u32, rows.len() as u32, squeezed);
+        }
+        let mut out = allocate(rows.len(), stride)?;
+        vertical(&squeezed, rows, needed.start, &mut out, stride);
+        Rgb::new(columns.len() as u32, rows.len() as u32, out)
+    }
 }
 
 fn allocate(rows: usize, stride: usize) -> Result<Vec<u8>> {
@@ -162,7 +211,8 @@ fn allocate(rows: usize, stride: usize) -> Result<Vec<u8>> {
 }
 
 /// The weights along one axis, for a range of outputs.
-struct Axis {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Axis {
     /// Whether the axis keeps its size: its pass is skipped.
     identity: bool,
     /// First source index of each output, and how many weights it has.
@@ -200,6 +250,31 @@ impl Axis {
         axis
     }
 
+    /// Number of outputs.
+    #[allow(clippy::len_without_is_empty, reason = "there is always one")]
+    pub fn len(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Most weights of an output.
+    pub fn taps(&self) -> usize {
+        self.taps.iter().map(|t| t.1).max().unwrap_or(1)
+    }
+
+    /// As a device takes it, `[1 + taps, len]`: the first source index of each output; then its weights with 22 fraction
+    /// bits, and zeros where it has fewer than [`Axis::taps`]. An axis that keeps its size has one weight of 1, which
+    /// changes nothing.
+    pub fn table(&self) -> Vec<i32> {
+        let mut table: Vec<i32> = self.taps.iter().map(|t| t.0 as i32).collect();
+        if self.identity {
+            table.resize(2 * self.len(), 1 << PRECISION);
+            return table;
+        }
+        let weight = |k: usize| move |i: usize| if k < self.taps[i].1 { self.weights[i * self.stride + k] } else { 0 };
+        table.extend((0..self.taps()).flat_map(|k| (0..self.len()).map(weight(k))));
+        table
+    }
+
     /// The source indices that any output needs. Windows grow with i at both ends.
     fn source(&self) -> std::ops::Range<usize> {
         let first = self.taps.first().map_or(0, |t| t.0);
@@ -224,8 +299,8 @@ fn to_u8(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// Rows `first ..` of the canvas, squeezed (or cropped) to the columns of `axis`.
-fn horizontal(canvas: &Canvas, axis: &Axis, first: usize, out: &mut [u8], stride: usize) {
+/// Rows `first ..` of `img` on the canvas, squeezed (or cropped) to the columns of `axis`.
+fn horizontal(canvas: &Canvas, img: &Rgb, axis: &Axis, first: usize, out: &mut [u8], stride: usize) {
     let empty: Vec<u8> = canvas.colour.iter().copied().cycle().take(canvas.width as usize * 3).collect();
     let mut blank = vec![0; stride];
     squeeze(&empty, axis, &mut blank);
@@ -233,7 +308,7 @@ fn horizontal(canvas: &Canvas, axis: &Axis, first: usize, out: &mut [u8], stride
     let rows = (JOB / work).max(1);
     out.par_chunks_mut(stride * rows).enumerate().for_each_init(Vec::new, |scratch, (job, out)| {
         for (i, out) in out.chunks_mut(stride).enumerate() {
-            match canvas.row(first + job * rows + i, scratch) {
+            match canvas.row(img, first + job * rows + i, scratch) {
                 Some(row) => squeeze(row, axis, out),
                 None => out.copy_from_slice(&blank),
             }
@@ -300,13 +375,23 @@ mod tests {
     }
 
     #[test]
+    fn a_table_lists_first_indices_and_then_weights_by_tap() {
+        let up = Axis::new(4, 8, 0, 3, Filter::Bicubic);
+        let taps = [[4_564_390, 3_398_305, 928_510], [-370_086, 887_845, 3_553_952], [0, -91_846, -288_158]];
+        assert_eq!((up.taps(), up.table()), (3, [[0; 3], taps[0], taps[1], taps[2]].concat()));
+        let same = Axis::new(9, 9, 4, 2, Filter::Bicubic);
+        assert_eq!((same.taps(), same.table()), (1, vec![4, 5, 1 << 22, 1 << 22]));
+    }
+
+    #[test]
     fn a_window_is_a_part_of_the_whole() {
         let data = (0..40 * 30 * 3u32).map(|i| (i * 37 % 251) as u8).collect();
         let img = Rgb::new(40, 30, data).unwrap();
         for (width, height) in [(90, 70), (17, 13), (40, 61), (80, 30), (40, 30)] {
             let whole = resize(&img, width, height, Filter::Bicubic).unwrap();
             let window = Window { x: 3, y: 5, width: 11, height: 7 };
-            let part = resize_window(&Canvas::of(&img), (width, height), Filter::Bicubic, window).unwrap();
+            let cut = Cut::new(Canvas::of(40, 30), (width, height), Filter::Bicubic, window).unwrap();
+            let part = cut.apply(&img).unwrap();
             for y in 0..7 {
                 assert_eq!(part.row(y), &whole.row(y + 5)[9..42], "{width}x{height}, row {y}");
             }
