@@ -52,8 +52,12 @@ fn images_hold_what_the_table_says() {
             }
             Kind::Cubin => assert!(image.bytes.starts_with(b"\x7fELF"), "{name} is no machine code"),
         }
-        // Logits are f32, whatever a model computes in.
-        let dtypes: &[&str] = if image.kernel == "sample" { &["f32"] } else { &["f16", "bf16"] };
+        // Logits are f32 and pixels bytes, whatever a model computes in.
+        let dtypes: &[&str] = match image.kernel {
+            "sample" => &["f32"],
+            "resize" => &["u8"],
+            _ => &["f16", "bf16"],
+        };
         for dtype in dtypes {
             assert!(contains(&format!("{}_{dtype}", image.kernel)), "{name} has no entry point for {dtype}");
         }

@@ -26,6 +26,7 @@ mod paged_prefill;
 mod patch_embed;
 mod philox;
 mod random_fill;
+mod resize;
 mod rmsnorm;
 mod rope_kv;
 mod sample;
@@ -40,6 +41,7 @@ pub use paged_decode::{PagedDecode, PagedDecodeParams};
 pub use paged_prefill::{PagedPrefill, PagedPrefillParams};
 pub use patch_embed::{PatchEmbed, PatchEmbedParams};
 pub use random_fill::{RandomFill, RandomFillParams};
+pub use resize::{Resize, ResizeAxis, ResizeAxisParams, ResizeParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SampleParams, SamplingRow};
@@ -95,5 +97,5 @@ macro_rules! ops {
 
 ops! {
     PatchEmbed, LayerNorm, RmsNorm, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
-    RandomFill,
+    RandomFill, Resize,
 }

@@ -21,6 +21,7 @@ mod norm;
 mod paged;
 mod patch_embed;
 mod random_fill;
+mod resize;
 mod rope_kv;
 mod rows;
 mod sample;
