@@ -28,6 +28,11 @@ pub enum Exec {
 }
 
 impl Any {
+    /// Whether plans run as kernels on a device, which takes work off the host.
+    pub fn runs_kernels(&self) -> bool {
+        !matches!(self, Any::Cpu(_))
+    }
+
     /// `cpu` or `cuda`.
     pub fn name(&self) -> &'static str {
         match self {

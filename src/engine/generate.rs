@@ -135,7 +135,7 @@ impl Engine {
         };
         let tiles = request.images.iter().enumerate().map(|(i, bytes)| {
             let rgb = image::decode(bytes, Alpha::White, &Limits::default());
-            let tiles = rgb.map_err(anyhow::Error::new).and_then(|rgb| model.prepare(&rgb));
+            let tiles = rgb.map_err(anyhow::Error::new).and_then(|rgb| self.tiles(rgb));
             tiles.with_context(|| format!("picture {}", i + 1))
         });
         let tiles = tiles.collect::<anyhow::Result<Vec<_>>>()?;

@@ -38,8 +38,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backend::{Any, Cpu};
+use crate::image::Rgb;
 use crate::mem::{DType, Region};
-use crate::models::{Limits, Vlm};
+use crate::models::{Limits, Tiles, Vlm};
 use crate::{Error, Result};
 
 /// Allocate the regions of `model` on `device`.
@@ -160,7 +161,7 @@ impl Engine {
         let model = self.runner.model();
         let mut pictures = Vec::new();
         if self.checkpoint.max_images > 0 {
-            pictures.push(model.prepare(&model.dummy_image()?)?);
+            pictures.push(self.tiles(model.dummy_image()?)?);
         }
         self.runner.encode(&pictures, None)?;
         let rows = pictures.iter().map(|p| p.tokens as i32).sum();
@@ -181,6 +182,12 @@ impl Engine {
         }
         self.blocks.give(blocks);
         Ok(())
+    }
+
+    /// A picture made ready for the vision tower; a GPU resizes it itself.
+    fn tiles(&self, picture: Rgb) -> anyhow::Result<Tiles> {
+        let model = self.runner.model();
+        if self.runner.backend().runs_kernels() { model.prepare_for_device(picture) } else { model.prepare(&picture) }
     }
 
     /// What bringing the weights to the device took; `None` if they are random numbers.

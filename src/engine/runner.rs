@@ -6,9 +6,9 @@ use std::hash::Hash;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::mem::Span;
-use crate::models::{Placement, StepIo, StepShape, Tiles, Vlm, random_fills};
-use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
+use crate::mem::{Buf, Span};
+use crate::models::{Picture, Pixels, Placement, StepIo, StepShape, Tiles, Vlm, random_fills};
+use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
 /// The tokens that one sequence brings to a step.
@@ -90,14 +90,31 @@ impl<B: Backend> Runner<B> {
         if pictures.is_empty() {
             return Ok(());
         }
-        let pixels = pictures.iter().map(|p| &p.pixels[..]).collect::<Vec<_>>().concat();
         let room = self.model.pixels();
-        ensure!(pixels.len() <= room.len(), "{} bytes of pixels; the plan has room for {}", pixels.len(), room.len());
-        self.backend.write(room, &pixels)?;
+        let bytes: usize = pictures.iter().map(|p| p.pixels.bytes()).sum();
+        ensure!(bytes <= room.len(), "{bytes} bytes of pixels; the plan has room for {}", room.len());
+        let mut first = 0;
+        for Tiles { pixels, .. } in pictures {
+            let place = room.slice(first..first + pixels.bytes());
+            match pixels {
+                Pixels::Ready(tiles) => self.backend.write(place, tiles)?,
+                Pixels::Picture(picture) => self.resize(picture, place)?,
+            }
+            first += pixels.bytes();
+        }
         let tiles = pictures.iter().map(|p| p.tiles).sum();
         let plan = || self.model.encode_plan(tiles);
         let exec = recorded(&self.backend, &mut self.encode, tiles, plan)?;
         self.backend.run(exec, probe)
+    }
+
+    /// Let the device make the tile of a picture. Every size of a picture is a plan of its own, of one launch.
+    fn resize(&self, picture: &Picture, tile: Buf<u8>) -> Result<()> {
+        self.backend.write(picture.resize.x, picture.rgb.data())?;
+        self.backend.write(self.model.picture_area().tables, &picture.tables)?;
+        let mut plan = Plan::new(tile.dtype());
+        plan.scope("vision", |p| p.push(Resize { y: tile, ..picture.resize }));
+        self.backend.run(&mut self.backend.link(&plan)?, None)
     }
 
     /// Run one step; sequences that bring one token come before those that bring several. Returns the shape that ran: a

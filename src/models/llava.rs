@@ -6,7 +6,8 @@ use super::clip::{Clip, epilogue};
 use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement, Tensors};
-use super::{Registration, Tiles, Vlm};
+use super::picture::PictureArea;
+use super::{Pixels, Registration, Tiles, Vlm};
 use crate::config::{Config, Family, LlavaConfig, Preprocessor, Resample, Resize, Select};
 use crate::image::{ClipProcessor, Filter, Rgb, Size};
 use crate::mem::{Act, Buf, DType, Layout, Region};
@@ -38,6 +39,7 @@ struct Llava {
     llama: Llama,
     cache: Vec<PagedKv>,
     pixels: Buf<u8>,
+    picture_area: PictureArea,
     /// `[max_tiles * tokens of a tile, hidden]`: projected features, which outlive the plan that wrote them.
     image_rows: Buf<Act>,
     /// What is taken from scratch before any plan.
@@ -75,6 +77,7 @@ impl Llava {
         let cache = llama.cache(&mut kv, limits.kv_blocks);
         let image_rows = scratch.take(limits.max_tiles * llava.image_tokens() * d);
         let pixels = io.take(limits.max_tiles * vision.image_size * vision.image_size * 3);
+        let picture_area = PictureArea::new(&mut io, limits.max_tiles > 0);
         let step_io = StepArea::new(&mut io, limits, text.vocab_size);
         let mut model = Llava {
             dtype,
@@ -85,6 +88,7 @@ impl Llava {
             llama,
             cache,
             pixels,
+            picture_area,
             image_rows,
             scratch,
             io: step_io,
@@ -111,6 +115,11 @@ impl Llava {
         let mut step = self.scratch.clone();
         self.step(&mut Plan::new(self.dtype), &mut step, largest);
         encode.bytes().max(step.bytes())
+    }
+
+    /// The one tile of a picture.
+    fn tiles(&self, pixels: Pixels) -> Tiles {
+        Tiles { pixels, tiles: 1, tokens: self.config.image_tokens() }
     }
 
     fn encode(&self, plan: &mut Plan, scratch: &mut Layout, tiles: usize) {
@@ -162,7 +171,16 @@ impl Vlm for Llava {
 
     fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
         let tile = self.processor.apply(picture).context("preparing the picture")?;
-        Ok(Tiles { pixels: tile.into_data(), tiles: 1, tokens: self.config.image_tokens() })
+        Ok(self.tiles(Pixels::Ready(tile.into_data())))
+    }
+
+    fn prepare_for_device(&self, picture: Rgb) -> Result<Tiles> {
+        let side = self.config.vision.image_size;
+        let tile = self.processor.tile(picture.width(), picture.height()).context("preparing the picture")?;
+        match self.picture_area.picture(picture, &tile, self.pixels.slice(0..side * side * 3)) {
+            Ok(picture) => Ok(self.tiles(Pixels::Picture(Box::new(picture)))),
+            Err(picture) => self.prepare(&picture),
+        }
     }
 
     fn image_token_id(&self) -> u32 {
@@ -183,6 +201,10 @@ impl Vlm for Llava {
 
     fn pixels(&self) -> Buf<u8> {
         self.pixels
+    }
+
+    fn picture_area(&self) -> &PictureArea {
+        &self.picture_area
     }
 
     fn io(&self) -> &StepArea {

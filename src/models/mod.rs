@@ -9,10 +9,12 @@ mod io;
 mod llama;
 mod llava;
 mod load;
+mod picture;
 
 pub use io::{Limits, StepArea, StepIo, StepShape};
 pub use llava::clip_processor;
 pub use load::{Placement, Tensors, random_fills};
+pub use picture::{Picture, PictureArea};
 
 use anyhow::{Result, bail};
 
@@ -22,14 +24,33 @@ use crate::mem::{Buf, DType};
 use crate::plan::Plan;
 
 /// A picture made ready for the vision tower.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Tiles {
-    /// `[tiles, image_size, image_size, 3]` bytes.
-    pub pixels: Vec<u8>,
+    /// What they are made of.
+    pub pixels: Pixels,
     /// Pieces of the picture that are encoded on their own.
     pub tiles: usize,
     /// Places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
     pub tokens: usize,
+}
+
+/// The pixels of [`Tiles`].
+#[derive(Clone, Debug)]
+pub enum Pixels {
+    /// `[tiles, image_size, image_size, 3]` bytes.
+    Ready(Vec<u8>),
+    /// One tile, which the device makes.
+    Picture(Box<Picture>),
+}
+
+impl Pixels {
+    /// Bytes of the tiles.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Pixels::Ready(tiles) => tiles.len(),
+            Pixels::Picture(picture) => picture.resize.y.len(),
+        }
+    }
 }
 
 /// A loaded model: places of its weights, and its plans.
@@ -49,6 +70,14 @@ pub trait Vlm: Send {
     /// If the picture cannot be brought into the shape that the model takes.
     fn prepare(&self, picture: &Rgb) -> Result<Tiles>;
 
+    /// The same with the resizing left to the device, if it is one that it can do; the pixels are the same to the byte.
+    ///
+    /// # Errors
+    /// As [`Vlm::prepare`].
+    fn prepare_for_device(&self, picture: Rgb) -> Result<Tiles> {
+        self.prepare(&picture)
+    }
+
     /// The vocabulary's id that stands for a picture in a prompt.
     fn image_token_id(&self) -> u32;
 
@@ -60,6 +89,9 @@ pub trait Vlm: Send {
 
     /// Where [`Vlm::encode_plan`] reads the tiles, `[max_tiles, image_size, image_size, 3]`.
     fn pixels(&self) -> Buf<u8>;
+
+    /// Where a picture stands before the device resizes it.
+    fn picture_area(&self) -> &PictureArea;
 
     /// What the host and the device exchange at a step.
     fn io(&self) -> &StepArea;
