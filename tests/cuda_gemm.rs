@@ -171,13 +171,17 @@ fn the_kernel_agrees_with_the_reference_on_exact_sums() {
             run(Case { f32_out: true, ..Case::new(m, 448, 512, epilogue) });
         }
     }
+    // Between the sizes that the smallest tile and the larger ones are for.
+    for epilogue in EPILOGUES {
+        run(Case { bias: true, ..Case::new(250, 4096, 520, epilogue) });
+    }
     // CLIP ViT-L/14-336 of one picture and of four.
     for m in [577, 4 * 577] {
         run(Case { bias: true, ..Case::new(m, 3072, 1024, Epilogue::Store) });
         run(Case { bias: true, ..Case::new(m, 4096, 1024, Epilogue::QuickGelu) });
         run(Case { bias: true, ..Case::new(m, 1024, 4096, Epilogue::AddResidual) });
     }
-    assert_eq!(symbols.len(), 14, "every kernel has run: {symbols:?}");
+    assert_eq!(symbols.len(), 12, "every kernel has run: {symbols:?}");
 }
 
 #[test]
@@ -234,8 +238,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn a_row_has_the_same_bits_in_any_batch_of_its_family() {
     let Some(device) = gpu::device() else { return };
     let module = device.load("gemm", size_of::<GemmParams>()).expect("module");
-    for (few, batches) in [(1, [3, 8, 9, 16, 32]), (33, [64, 130, 300, 577, 1500])] {
-        let (n, k) = (1000, 1096);
+    // On each side of the border, and with every tile.
+    for (few, batches) in [(1, [3, 7, 8, 9, 16]), (17, [64, 130, 300, 577, 1500])] {
+        let (n, k) = (4000, 1096);
         let run = |m| Raw::new(&device, &Case::new(m, n, k, Epilogue::Store), DType::Bf16).run(&device, &module);
         let alone = bits(&run(few));
         for m in batches {
@@ -279,7 +284,7 @@ fn no_kernel_spills() {
     let Some(device) = gpu::device() else { return };
     let module = device.load("gemm", size_of::<GemmParams>()).expect("module");
     for dtype in DTYPES {
-        for shape in ["stream8", "stream16", "stream32", "tile64x32", "tile64x64", "tile64x128", "tile128x128"] {
+        for shape in ["stream8", "stream16", "tile64x32", "tile64x64", "tile128x64", "tile128x128"] {
             let symbol = format!("gemm_{dtype}_{shape}");
             let function = module.function(symbol.leak(), 0).expect("entry point");
             let (registers, spills) = function.registers_and_spills().expect("attributes");

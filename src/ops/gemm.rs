@@ -130,24 +130,53 @@ struct Shape {
     symbols: [&'static str; 2],
 }
 
-/// For few rows: bound by reading `b` once, so the smallest that takes all rows of `a` is the best.
-const STREAMS: [Shape; 3] = [
+/// For few rows: bound by reading `b` once.
+const STREAMS: [Shape; 2] = [
     Shape { rows: 8, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream8", "gemm_bf16_stream8"] },
     Shape { rows: 16, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream16", "gemm_bf16_stream16"] },
-    Shape { rows: 32, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream32", "gemm_bf16_stream32"] },
 ];
 
-/// For many rows, with the part of the largest tile's rate that each reaches on a full device, in percent.
-const TILES: [(Shape, usize); 4] = [
-    (tile(128, 128, 3, ["gemm_f16_tile128x128", "gemm_bf16_tile128x128"]), 100),
-    (tile(64, 128, 4, ["gemm_f16_tile64x128", "gemm_bf16_tile64x128"]), 85),
-    (tile(64, 64, 4, ["gemm_f16_tile64x64", "gemm_bf16_tile64x64"]), 70),
-    (tile(64, 32, 6, ["gemm_f16_tile64x32", "gemm_bf16_tile64x32"]), 50),
+/// From this many rows of `b` on, tiles occupy the device well enough to be faster than the second of [`STREAMS`].
+const WIDE: usize = 16384;
+
+/// For many rows.
+const TILES: [Tile; 4] = [
+    Tile::new(128, 128, 3, ["gemm_f16_tile128x128", "gemm_bf16_tile128x128"], 2, [45, 30]),
+    Tile::new(128, 64, 3, ["gemm_f16_tile128x64", "gemm_bf16_tile128x64"], 3, [30, 20]),
+    Tile::new(64, 64, 3, ["gemm_f16_tile64x64", "gemm_bf16_tile64x64"], 4, [22, 12]),
+    Tile::new(64, 32, 6, ["gemm_f16_tile64x32", "gemm_bf16_tile64x32"], 3, [18, 7]),
 ];
 
-/// Shared memory holds `stages` slices of 64 two-byte elements of every row.
-const fn tile(rows: usize, places: usize, stages: usize, symbols: [&'static str; 2]) -> Shape {
-    Shape { rows, places, threads: 128, smem: (stages * (rows + places) * 64 * 2) as u32, symbols }
+/// A tile and what it costs.
+struct Tile {
+    shape: Shape,
+    /// Blocks that a multiprocessor holds.
+    resident: usize,
+    /// Microseconds on an H200 at `k = 4096`: of a wave, and more for each block of it on a multiprocessor.
+    time: [usize; 2],
+}
+
+impl Tile {
+    /// Shared memory holds `stages` slices of 64 two-byte elements of every row.
+    const fn new(
+        rows: usize,
+        places: usize,
+        stages: usize,
+        symbols: [&'static str; 2],
+        resident: usize,
+        time: [usize; 2],
+    ) -> Tile {
+        let smem = (stages * (rows + places) * 64 * 2) as u32;
+        Tile { shape: Shape { rows, places, threads: 128, smem, symbols }, resident, time }
+    }
+
+    /// What `blocks` blocks take: whole waves, then what is left over. Good to a tenth; `k` would scale all alike.
+    fn cost(&self, blocks: usize, sms: usize) -> usize {
+        let [wave, each] = self.time;
+        let (waves, rest) = (blocks / (self.resident * sms), blocks % (self.resident * sms));
+        let last = if rest == 0 { 0 } else { wave + each * rest.div_ceil(sms) };
+        waves * (wave + each * self.resident) + last
+    }
 }
 
 impl Gemm {
@@ -156,20 +185,25 @@ impl Gemm {
         if self.epilogue == Epilogue::SwiGlu { (self.n / 2).div_ceil(8) * 16 } else { self.n }
     }
 
-    /// The kernel for this size. Bits depend on whether it is one of [`STREAMS`] or of [`TILES`], which `m` alone
-    /// decides, and not on which one of those.
-    fn shape(&self, sms: u32) -> &'static Shape {
-        if let Some(stream) = STREAMS.iter().find(|s| self.m <= s.rows) {
-            return stream;
+    /// The kernel of [`STREAMS`] for this size, if it is one for them. This decides the order of additions, so it
+    /// depends on nothing but the size.
+    fn stream(&self) -> Option<&'static Shape> {
+        let [eight, sixteen] = &STREAMS;
+        match self.m {
+            0..=8 => Some(eight),
+            9..=16 if self.n < WIDE => Some(sixteen),
+            _ => None,
         }
-        // A multiprocessor's time: tiles one after another, each as long as its area at its rate.
-        let time = |(s, rate): &(Shape, usize)| {
-            let tiles = self.m.div_ceil(s.rows) * self.places().div_ceil(s.places);
-            tiles.div_ceil(sms.max(1) as usize) * s.rows * s.places * 100 / rate
+    }
+
+    /// The tile that is done first. Which it is changes no bit of the result.
+    fn tile(&self, sms: u32) -> &'static Shape {
+        let cost = |tile: &Tile| {
+            let blocks = self.m.div_ceil(tile.shape.rows) * self.places().div_ceil(tile.shape.places);
+            tile.cost(blocks, sms.max(1) as usize)
         };
         let [first, others @ ..] = &TILES;
-        let best = others.iter().fold(first, |best, tile| if time(tile) < time(best) { tile } else { best });
-        &best.0
+        &others.iter().fold(first, |best, tile| if cost(tile) < cost(best) { tile } else { best }).shape
     }
 }
 
@@ -196,22 +230,25 @@ impl Launch for Gemm {
     }
 
     /// Rows of `a` along x, so that blocks which run together share rows of `b`, the larger operand.
+    ///
+    /// Where the device has programmatic dependent launch, the streaming kernels read `b`, which no kernel writes, before
+    /// their predecessor has ended.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
-        let shape = self.shape(gpu.sms);
+        let stream = self.stream();
+        let shape = stream.unwrap_or_else(|| self.tile(gpu.sms));
         let (rows, places) = (self.m.div_ceil(shape.rows) as u32, self.places().div_ceil(shape.places) as u32);
-        let streams = self.m <= STREAMS[STREAMS.len() - 1].rows;
         Geometry {
             symbol: match self.a.dtype() {
                 DType::F16 => shape.symbols[0],
                 DType::Bf16 => shape.symbols[1],
                 _ => "gemm_f32",
             },
-            // The second dimension of a grid ends at 65535.
-            grid: if streams { [places, 1, 1] } else { [rows, places, 1] },
+            // The second dimension of a grid ends at 65535, which places of a stream may exceed.
+            grid: if stream.is_some() { [places, 1, 1] } else { [rows, places, 1] },
             block: [shape.threads, 1, 1],
             smem: shape.smem,
             cluster: 1,
-            pdl: false,
+            pdl: stream.is_some() && gpu.compute_capability >= (9, 0),
         }
     }
 }
@@ -238,11 +275,31 @@ mod tests {
     fn few_rows_stream_and_many_are_tiled() {
         assert_eq!(launch(1, 4096, 4096, Epilogue::Store), ("gemm_bf16_stream8", [256, 1, 1]));
         assert_eq!(launch(9, 331, 512, Epilogue::Gelu), ("gemm_bf16_stream16", [21, 1, 1]));
-        assert_eq!(launch(32, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_stream32", [1376, 1, 1]));
-        let (symbol, grid) = launch(645, 22016, 4096, Epilogue::SwiGlu);
-        assert_eq!((symbol, grid), ("gemm_bf16_tile128x128", [6, 172, 1]));
-        // A grid of few tiles is cut finer, so that no multiprocessor idles.
-        assert_ne!(launch(577, 1024, 1024, Epilogue::Store).0, "gemm_bf16_tile128x128");
+        assert_eq!(launch(8, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_stream8", [1376, 1, 1]));
+        assert_eq!(launch(9, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_tile64x64", [1, 344, 1]));
+        assert_eq!(launch(17, 4096, 4096, Epilogue::Store), ("gemm_bf16_tile64x32", [1, 128, 1]));
+        assert_eq!(launch(645, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_tile128x128", [6, 172, 1]));
+    }
+
+    #[test]
+    fn tiles_are_those_that_were_measured_fastest() {
+        for (m, n, symbol) in [
+            (64, 12288, "gemm_bf16_tile64x32"),
+            (256, 4096, "gemm_bf16_tile64x64"),
+            (577, 4096, "gemm_bf16_tile128x64"),
+            (577, 12288, "gemm_bf16_tile128x128"),
+            (645, 12288, "gemm_bf16_tile128x64"),
+            (1024, 4096, "gemm_bf16_tile128x128"),
+        ] {
+            assert_eq!(launch(m, n, 4096, Epilogue::Store).0, symbol, "{m}x{n}");
+        }
+    }
+
+    #[test]
+    fn a_device_without_dependent_launch_is_not_asked_for_it() {
+        let op = gemm(1, 64, 64, Epilogue::Store);
+        assert!(op.geometry(&H200).pdl);
+        assert!(!op.geometry(&GpuInfo { compute_capability: (8, 6), ..H200 }).pdl);
     }
 
     #[test]
