@@ -5,6 +5,7 @@
 
 pub mod driver;
 pub mod image;
+pub mod tma;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,11 +16,12 @@ use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 
 use crate::host::convert;
-use crate::kernel::Launched;
+use crate::kernel::{GpuInfo, Launched};
 use crate::mem::{Bases, Buf, Region, Source, Span};
 use crate::plan::{Backend, Plan, Probe, Step};
 
 use driver::{Device, Function, Memory, Module};
+use tma::EncodedMaps;
 
 /// A GPU with its four regions.
 pub struct Cuda {
@@ -32,7 +34,7 @@ pub struct Cuda {
 
 /// A plan bound to a device: one entry a launch.
 pub struct Exec {
-    launches: Vec<(Function, Launched)>,
+    launches: Vec<(Function, Launched, Option<Box<EncodedMaps>>)>,
     steps: Vec<Step>,
 }
 
@@ -71,6 +73,22 @@ impl Cuda {
         module.function(launched.geometry.symbol, launched.geometry.smem)
     }
 
+    /// [`Backend::link`] with the kernels for a device that is described otherwise, for example without
+    /// [`GpuInfo::sm_90a`]: what this device runs besides its own can be compared with it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn link_for(&self, plan: &Plan, gpu: &GpuInfo) -> Result<Exec> {
+        let mut launches = Vec::with_capacity(plan.steps().len());
+        for step in plan.steps() {
+            let launched = step.op.launched(&self.bases, gpu);
+            let function = self.function(&launched).with_context(|| step.label.to_string())?;
+            let maps = tma::encode(&launched.maps).with_context(|| step.label.to_string())?;
+            launches.push((function, launched, maps));
+        }
+        Ok(Exec { launches, steps: plan.steps().to_vec() })
+    }
+
     fn memory(&self, region: Region) -> &Memory {
         &self.regions[region as usize]
     }
@@ -80,22 +98,16 @@ impl Backend for Cuda {
     type Exec = Exec;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
-        let gpu = self.device.properties().gpu;
-        let mut launches = Vec::with_capacity(plan.steps().len());
-        for step in plan.steps() {
-            let launched = step.op.launched(&self.bases, &gpu);
-            let function = self.function(&launched).with_context(|| step.label.to_string())?;
-            launches.push((function, launched));
-        }
-        Ok(Exec { launches, steps: plan.steps().to_vec() })
+        self.link_for(plan, &self.device.properties().gpu)
     }
 
     /// With a probe, each launch is waited for, so its time includes what a launch costs.
     fn run(&self, exec: &mut Exec, mut probe: Option<&mut dyn Probe>) -> Result<()> {
-        for (i, (function, launched)) in exec.launches.iter().enumerate() {
+        for (i, (function, launched, maps)) in exec.launches.iter().enumerate() {
             let start = Instant::now();
             let label = || exec.steps[i].label.to_string();
-            self.device.launch(function, &launched.geometry, launched.params()).with_context(label)?;
+            let maps = maps.as_deref();
+            self.device.launch_with(function, &launched.geometry, launched.params(), maps).with_context(label)?;
             if let Some(probe) = &mut probe {
                 self.device.synchronize().with_context(label)?;
                 probe.step(i, &exec.steps[i], start.elapsed());
