@@ -1,17 +1,31 @@
 // What:   c = epilogue(a * b^T + bias): sums and epilogue in f32, one rounding at the end. Epilogues: GemmEpilogue.
-// Layout: a (m, k); b (n, k), as checkpoints store a linear layer; bias (n); c (m, n), with SwiGlu (m, n / 2), where rows
-//         [0, n / 2) of b are gate and the others up. All dense and row-major. c must not be a or b.
-// Grid:   stream<R>: m <= R; x = 16 rows of b, block 256, no dynamic shared memory.
+// Layout: a (m, k); b (n, k), as checkpoints store a linear layer; bias (n); c (m, n), with SwiGlu (m, n / 2), where
+//         rows [0, n / 2) of b are gate and the others up. All dense and row-major. c must not be a or b.
+// Grid:   stream16: m <= 16; x = 16 rows of b, block 256, no dynamic shared memory.
 //         tile<M>x<N>: x = M rows of a, y = N rows of b, block 128, dynamic shared memory for the ring.
-// Limits: any m, n, k >= 1 (n even with SwiGlu). With programmatic dependent launch, b must not be written by the kernel
-//         before this one: stream reads it before the wait. Slow, element by element, where k % 8 != 0 or a or b is not
-//         16-byte aligned.
-// Order:  the additions of an element depend on k and on the family (stream or tile) alone: the same row gives the same
-//         bits in any batch that takes the same family, whatever the tile, and in any position.
-// Bound:  stream: memory; bf16, one row of a, behind its like with dependent launch: 4096x4096 3.02 TB/s (11.1 us), 12288x4096
-//         3.47, 22016x4096 SwiGlu 3.56, 4096x11008 3.79, 32064x4096 3.77; eight rows cost 4 to 7% more.
-//         tile: tensor cores by mma.sync, which reach half of what wgmma would; 2308 rows: 260 to 336 TFLOP/s; 577 rows
-//         of the language model's layers: 204 to 288, of the vision model's: 105 to 161; 64 rows: 1.3 to 3.6 TB/s
+//         wgmma<M>x<N>, on sm_90a alone: x = at most one block a multiprocessor, each of which takes one tile of M
+//         rows of a and N rows of b after another; block 128 + 2N, dynamic shared memory for the ring and a tile of
+//         c, and a second parameter, GemmMaps. See gemm_sm90.cuh.
+// Limits: any m, n, k >= 1 (n even with SwiGlu). With programmatic dependent launch, b must not be written by the
+//         kernel before this one: stream and wgmma read it before the wait. Slow, element by element, where k % 8 !=
+//         0 or a or b is not 16-byte aligned. wgmma: k % 8 == 0, n % 8 == 0 (16 with SwiGlu), all aligned to 16
+//         bytes; f32 output with kStore alone, which needs nothing of n and c.
+// Order:  the additions of an element depend on k and on the family (stream, tile or wgmma) alone: the same row gives
+//         the same bits in any batch that takes the same family, whatever the tile, and in any position.
+// Bound:  stream: memory; bf16, one row of a, behind its like with dependent launch: 4096x4096 3.02 TB/s (11.1 us),
+//         12288x4096 3.47, 22016x4096 SwiGlu 3.56, 4096x11008 3.79, 32064x4096 3.77; eight rows cost 4 to 7% more
+//         (with the kernel for eight rows that was here).
+//         tile: tensor cores by mma.sync, which reach half of what wgmma would; 2308 rows: 260 to 336 TFLOP/s; 577
+//         rows of the language model's layers: 204 to 288, of the vision model's: 105 to 161; 64 rows: 1.3 to 3.6
+//         TB/s.
+//         wgmma: tensor cores; bf16, in a graph with dependent launch, us (TFLOP/s), and cuBLAS in a run of its own:
+//           rows    12288x4096       4096x4096       22016x4096       4096x11008
+//           2048    260 (792) 265    93 (739) 89     498 (742) 486    234 (789) 233
+//            645    89.0 (729) 91.8  30.8 (703) 30.6 151.2 (769) 153.5 78.3 (743) 78.4
+//            128    33.0 29.9        13.7 13.9       58.3 51.9        31.5 31.5
+//             64    30.4 29.7        12.9 12.4       50.9 49.6        31.5 29.8
+//           577 rows: 3072x1024 8.3 (435) 8.5, 4096x1024 11.1 (438) 10.0, 1024x4096 17.3 (280) 12.7,
+//           1024x1024 5.7 (212) 5.4
 //         (H200, driver 580, 2026-11-22).
 
 #include "mma.cuh"
@@ -24,7 +38,7 @@ __device__ __forceinline__ float from_f32<float>(float v) {
     return v;
 }
 
-// ---- What both families share: which row of b a place in the product stands for, and the epilogue ----
+// ---- What stream and tile share: which row of b a place in the product stands for, and the epilogue ----
 
 // The product is computed over `places`, groups of 16 rows of b. With SwiGlu a group is 8 gate rows and the 8 up rows that
 // belong to them; otherwise place r is row r. A place that no row has is p.n.
@@ -334,6 +348,8 @@ __device__ __forceinline__ void tile(const GemmParams& p) {
     finish<T, kM, kN, kPitch>(p, i0, place0, sums_smem);
 }
 
+#include "gemm_sm90.cuh"
+
 // ---- Entry points: dtype, family, shape; how many blocks a multiprocessor shall hold ----
 //
 // A ring takes stages * (m + n) * 128 bytes of dynamic shared memory: src/ops/gemm.rs asks for it.
@@ -349,7 +365,6 @@ __device__ __forceinline__ void tile(const GemmParams& p) {
         tile<T, m, n, warp_m, warp_n, stages>(p);                                                                 \
     }
 #define GEMM(name, T)                      \
-    STREAM(name, T, 8)                     \
     STREAM(name, T, 16)                    \
     TILE(name, T, 64, 32, 32, 16, 6, 3)    \
     TILE(name, T, 64, 64, 32, 32, 3, 4)    \
@@ -358,8 +373,37 @@ __device__ __forceinline__ void tile(const GemmParams& p) {
 
 GEMM(f16, __half)
 GEMM(bf16, __nv_bfloat16)
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WGMMA_TILE(name, T, m, n, stages)                                                                           \
+    extern "C" __global__ void __launch_bounds__(WgmmaLayout<m, n, stages>::kThreads, 1) gemm_##name##_wgmma##m##x##n( \
+        const __grid_constant__ GemmParams p, const __grid_constant__ GemmMaps maps) {                             \
+        wgmma_tiles<T, m, n, stages>(p, maps);                                                                     \
+    }
+#define GEMM_SM90(name, T)           \
+    WGMMA_TILE(name, T, 256, 128, 3) \
+    WGMMA_TILE(name, T, 216, 128, 4) \
+    WGMMA_TILE(name, T, 184, 128, 4) \
+    WGMMA_TILE(name, T, 168, 128, 4) \
+    WGMMA_TILE(name, T, 152, 128, 5) \
+    WGMMA_TILE(name, T, 128, 128, 5) \
+    WGMMA_TILE(name, T, 96, 128, 6)  \
+    WGMMA_TILE(name, T, 64, 128, 8)  \
+    WGMMA_TILE(name, T, 80, 64, 10)  \
+    WGMMA_TILE(name, T, 64, 64, 11)  \
+    WGMMA_TILE(name, T, 32, 64, 16)
+
+GEMM_SM90(f16, __half)
+GEMM_SM90(bf16, __nv_bfloat16)
+#endif
+
 EXPORT_PARAMS(gemm, GemmParams)
 
-// Lost, same machine and date as Bound: 32 places a block in stream (4% faster for 22016 rows of b, 19% slower for 4096
-// rows of 11008); stream for 32 rows of a (82 us against 56 for gate and up); 64x128 tiles (up to 8% slower than 128x64);
-// six stages for 64x64 (a quarter slower from 256 rows on: fewer blocks fit).
+// Lost, same machine and date as Bound: 32 places a block in stream (4% faster for 22016 rows of b, 19% slower for
+// 4096 rows of 11008); stream for 32 rows of a (82 us against 56 for gate and up); 64x128 tiles (up to 8% slower than
+// 128x64); six stages for 64x64 (a quarter slower from 256 rows on: fewer blocks fit).
+// In wgmma: clusters of two blocks that load half of a for each other (2% slower, but 14.5 us against 16.7 for 577
+// rows of 1024x4096); b and a loaded by a thread each (1 to 2% slower); two or three blocks a multiprocessor with
+// shorter rings (faster by 4% for 32 rows of 12288x4096, slower by up to 45% for 64 rows of 4096x11008); rows of a as
+// the rows of the instruction, which come in 64s (by arithmetic: 768 rows for 645 with tiles of 128, where eights
+// make 672).
