@@ -1,17 +1,32 @@
 // What:   c = epilogue(a * b^T + bias): sums and epilogue in f32, one rounding at the end. Epilogues: GemmEpilogue.
-// Layout: a (m, k); b (n, k), as checkpoints store a linear layer; bias (n); c (m, n), with SwiGlu (m, n / 2), where rows
-//         [0, n / 2) of b are gate and the others up. All dense and row-major. c must not be a or b.
-// Grid:   stream<R>: m <= R; x = 16 rows of b, block 256, no dynamic shared memory.
+// Layout: a (m, k); b (n, k), as checkpoints store a linear layer; bias (n); c (m, n), with SwiGlu (m, n / 2), where
+//         rows [0, n / 2) of b are gate and the others up. All dense and row-major. c must not be a or b.
+// Grid:   stream16: m <= 16; x = 16 rows of b, block 256, no dynamic shared memory.
 //         tile<M>x<N>: x = M rows of a, y = N rows of b, block 128, dynamic shared memory for the ring.
-// Limits: any m, n, k >= 1 (n even with SwiGlu). With programmatic dependent launch, b must not be written by the kernel
-//         before this one: stream reads it before the wait. Slow, element by element, where k % 8 != 0 or a or b is not
-//         16-byte aligned.
-// Order:  the additions of an element depend on k and on the family (stream or tile) alone: the same row gives the same
-//         bits in any batch that takes the same family, whatever the tile, and in any position.
-// Bound:  stream: memory; bf16, one row of a, with the launch: 4096x4096 2.66 TB/s (12.6 us), 12288x4096 3.35, 22016x4096
-//         SwiGlu 3.50, 4096x11008 3.60, 32064x4096 3.83; eight rows cost 2 to 4% more, 32 take 1.6 to 1.8 times as long.
-//         tile: tensor cores by mma.sync, which reach half of what wgmma would; 2048 rows: 308 to 358 TFLOP/s; 577 rows:
-//         137 to 279 TFLOP/s, by how well tiles fill the device; 64 rows: 1.5 to 3.6 TB/s (H200, driver 580, 2026-11-22).
+//         wgmma<M>x<N>, on sm_90a alone: x = at most one block a multiprocessor, each of which takes one tile of M
+//         rows of a and N rows of b after another; block 128 + 2N, dynamic shared memory for the ring and a tile of
+//         c, and a second parameter, GemmMaps. See gemm_sm90.cuh.
+// Limits: any m, n, k >= 1 (n even with SwiGlu). With programmatic dependent launch, b must not be written by the
+//         kernel before this one: stream and wgmma read it before the wait. Slow, element by element, where k % 8 !=
+//         0 or a or b is not 16-byte aligned. wgmma: k % 8 == 0, n % 8 == 0 (16 with SwiGlu), all aligned to 16
+//         bytes; f32 output with kStore alone, which needs nothing of n and c.
+// Order:  the additions of an element depend on k and on the family (stream, tile or wgmma) alone: the same row gives
+//         the same bits in any batch that takes the same family, whatever the tile, and in any position.
+// Bound:  stream: memory; bf16, one row of a, behind its like with dependent launch: 4096x4096 3.02 TB/s (11.1 us),
+//         12288x4096 3.47, 22016x4096 SwiGlu 3.56, 4096x11008 3.79, 32064x4096 3.77; eight rows cost 4 to 7% more
+//         (with the kernel for eight rows that was here).
+//         tile: tensor cores by mma.sync, which reach half of what wgmma would; 2308 rows: 260 to 336 TFLOP/s; 577
+//         rows of the language model's layers: 204 to 288, of the vision model's: 105 to 161; 64 rows: 1.3 to 3.6
+//         TB/s.
+//         wgmma: tensor cores; bf16, in a graph with dependent launch, us (TFLOP/s), and cuBLAS in a run of its own:
+//           rows    12288x4096       4096x4096       22016x4096       4096x11008
+//           2048    260 (792) 265    93 (739) 89     498 (742) 486    234 (789) 233
+//            645    89.0 (729) 91.8  30.8 (703) 30.6 151.2 (769) 153.5 78.3 (743) 78.4
+//            128    33.0 29.9        13.7 13.9       58.3 51.9        31.5 31.5
+//             64    30.4 29.7        12.9 12.4       50.9 49.6        31.5 29.8
+//           577 rows: 3072x1024 8.3 (435) 8.5, 4096x1024 11.1 (438) 10.0, 1024x4096 17.3 (280) 12.7,
+//           1024x1024 5.7 (212) 5.4
+//         (H200, driver 580, 2026-11-22).
 
 #include "mma.cuh"
 #include "params.cuh"
@@ -23,14 +38,14 @@ __device__ __forceinline__ float from_f32<float>(float v) {
     return v;
 }
 
-// ---- What both families share: which row of b a place in the product stands for, and the epilogue ----
+// ---- What stream and tile share: which row of b a place in the product stands for, and the epilogue ----
 
 // The product is computed over `places`, groups of 16 rows of b. With SwiGlu a group is 8 gate rows and the 8 up rows that
-// belong to them, so that one thread ends up with both halves of a pair; otherwise place r is row r.
+// belong to them; otherwise place r is row r. A place that no row has is p.n.
 __device__ __forceinline__ uint32_t row_of_place(const GemmParams& p, uint32_t place) {
-    if (p.epilogue != kSwiGlu) return min(place, p.n - 1);
-    const uint32_t half = p.n / 2, j = min(place / 16 * 8 + place % 8, half - 1);
-    return place % 16 < 8 ? j : half + j;
+    if (p.epilogue != kSwiGlu) return min(place, p.n);
+    const uint32_t half = p.n / 2, j = place / 16 * 8 + place % 8;
+    return j >= half ? p.n : place % 16 < 8 ? j : half + j;
 }
 
 // x * sigmoid(slope * x); 0 where the exponential is infinite.
@@ -161,8 +176,9 @@ __device__ __forceinline__ void stream(const GemmParams& p) {
     const uint32_t lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize, g = lane / 4, t = lane % 4;
     const uint32_t k = p.k, place = 16 * blockIdx.x, step = kStreamWarps * kStreamStage;
     const T* b = static_cast<const T*>(p.b);
-    const T* b_low = b + size_t(row_of_place(p, place + g)) * k;
-    const T* b_high = b + size_t(row_of_place(p, place + g + 8)) * k;
+    // Places without a row are computed from the last row, and dropped.
+    const T* b_low = b + size_t(min(row_of_place(p, place + g), p.n - 1)) * k;
+    const T* b_high = b + size_t(min(row_of_place(p, place + g + 8), p.n - 1)) * k;
 
     const bool vectors = p.vectors;
     float sum[kColumns][4] = {};
@@ -218,8 +234,8 @@ __device__ __forceinline__ void stream(const GemmParams& p) {
 //
 // A block of four warps computes kM rows of a by kN places. Slices of 64 k travel through a ring of kStages in shared
 // memory; a row of a slice is 128 bytes, whose 16-byte chunks are permuted by the row number so that neither the copies
-// nor ldmatrix meet a bank conflict. Rows behind the edge are read from the last row and never stored; k behind its
-// end is zeros.
+// nor ldmatrix meet a bank conflict. What lies behind an edge is zeros: reading the last row for it instead makes all
+// blocks wait for the same few lines of the L2 cache (up to 2.3 times slower at 16 rows).
 
 constexpr int kTileThreads = 128;
 constexpr int kTileK = 64;
@@ -229,21 +245,25 @@ __device__ __forceinline__ uint32_t chunk_offset(uint32_t row, uint32_t chunk) {
     return row * 128 + ((chunk ^ row % 8) * 16);
 }
 
-// `kRows` rows of a slice; row_at(r) is the address of the r-th.
+// `kRows` rows of a slice: of a matrix of `rows` rows, the r-th is row_at(r).
 template <typename T, int kRows, typename RowAt>
-__device__ __forceinline__ void copy_slice(unsigned char* slice, RowAt row_at, uint32_t k0, const GemmParams& p) {
+__device__ __forceinline__ void copy_slice(unsigned char* slice, const void* matrix, uint32_t rows, RowAt row_at,
+                                           uint32_t k0, const GemmParams& p) {
+    const T* x = static_cast<const T*>(matrix);
     const uint32_t first = threadIdx.x / 8, chunk = threadIdx.x % 8, at = k0 + 8 * chunk;
     if (p.vectors) {
         const uint32_t smem = smem_address(slice);
-        const bool read = at < p.k;
 #pragma unroll
         for (int r = 0; r < kRows; r += kTileThreads / 8) {
-            cp_async_16(smem + chunk_offset(first + r, chunk), row_at(first + r) + (read ? at : 0), read);
+            const uint32_t row = row_at(first + r);
+            const bool inside = at < p.k && row < rows;
+            cp_async_16(smem + chunk_offset(first + r, chunk), x + (inside ? size_t(row) * p.k + at : 0), inside);
         }
     } else {
 #pragma unroll 1
         for (int r = 0; r < kRows; r += kTileThreads / 8) {
-            const uint4 v = gather8(row_at(first + r), at, p.k);
+            const uint32_t row = row_at(first + r);
+            const uint4 v = row < rows ? gather8(x + size_t(row) * p.k, at, p.k) : make_uint4(0, 0, 0, 0);
             *reinterpret_cast<uint4*>(slice + chunk_offset(first + r, chunk)) = v;
         }
     }
@@ -260,11 +280,9 @@ __device__ __forceinline__ void tile(const GemmParams& p) {
 
     const auto copy = [&](uint32_t s) {
         unsigned char* slice = slices_smem + s % kStages * kSlice;
-        const T *a = static_cast<const T*>(p.a), *b = static_cast<const T*>(p.b);
-        const auto row_of_a = [&](uint32_t r) { return a + size_t(min(i0 + r, p.m - 1)) * p.k; };
-        const auto row_of_b = [&](uint32_t r) { return b + size_t(row_of_place(p, place0 + r)) * p.k; };
-        copy_slice<T, kM>(slice, row_of_a, s * kTileK, p);
-        copy_slice<T, kN>(slice + kSliceA, row_of_b, s * kTileK, p);
+        copy_slice<T, kM>(slice, p.a, p.m, [&](uint32_t r) { return i0 + r; }, s * kTileK, p);
+        const auto row_of_b = [&](uint32_t r) { return row_of_place(p, place0 + r); };
+        copy_slice<T, kN>(slice + kSliceA, p.b, p.n, row_of_b, s * kTileK, p);
     };
 
     pdl_wait();
@@ -330,26 +348,62 @@ __device__ __forceinline__ void tile(const GemmParams& p) {
     finish<T, kM, kN, kPitch>(p, i0, place0, sums_smem);
 }
 
-// ---- Entry points: dtype, family, shape. A ring takes stages * (m + n) * 128 bytes: src/ops/gemm.rs asks for it ----
+#include "gemm_sm90.cuh"
 
-#define STREAM(name, T, rows)                                                                          \
-    extern "C" __global__ void __launch_bounds__(kStreamWarps * kWarpSize, 2)                          \
-        gemm_##name##_stream##rows(const __grid_constant__ GemmParams p) {                             \
-        stream<T, rows>(p);                                                                            \
+// ---- Entry points: dtype, family, shape; how many blocks a multiprocessor shall hold ----
+//
+// A ring takes stages * (m + n) * 128 bytes of dynamic shared memory: src/ops/gemm.rs asks for it.
+
+#define STREAM(name, T, rows)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(kStreamWarps* kWarpSize, 2)                                      \
+        gemm_##name##_stream##rows(const __grid_constant__ GemmParams p) {                                        \
+        stream<T, rows>(p);                                                                                       \
     }
-#define TILE(name, T, m, n, warp_m, warp_n, stages)                                                    \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 2)                                      \
-        gemm_##name##_tile##m##x##n(const __grid_constant__ GemmParams p) {                            \
-        tile<T, m, n, warp_m, warp_n, stages>(p);                                                      \
+#define TILE(name, T, m, n, warp_m, warp_n, stages, blocks)                                                       \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, blocks)                                            \
+        gemm_##name##_tile##m##x##n(const __grid_constant__ GemmParams p) {                                       \
+        tile<T, m, n, warp_m, warp_n, stages>(p);                                                                 \
     }
-#define GEMM(name, T)                    \
-    STREAM(name, T, 8)                   \
-    STREAM(name, T, 16)                  \
-    STREAM(name, T, 32)                  \
-    TILE(name, T, 64, 32, 32, 16, 6)     \
-    TILE(name, T, 64, 64, 32, 32, 4)     \
-    TILE(name, T, 64, 128, 32, 64, 4)    \
-    TILE(name, T, 128, 128, 64, 64, 3)
+#define GEMM(name, T)                      \
+    STREAM(name, T, 16)                    \
+    TILE(name, T, 64, 32, 32, 16, 6, 3)    \
+    TILE(name, T, 64, 64, 32, 32, 3, 4)    \
+    TILE(name, T, 128, 64, 64, 32, 3, 3)   \
+    TILE(name, T, 128, 128, 64, 64, 3, 2)
+
 GEMM(f16, __half)
 GEMM(bf16, __nv_bfloat16)
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WGMMA_TILE(name, T, m, n, stages)                                                                           \
+    extern "C" __global__ void __launch_bounds__(WgmmaLayout<m, n, stages>::kThreads, 1) gemm_##name##_wgmma##m##x##n( \
+        const __grid_constant__ GemmParams p, const __grid_constant__ GemmMaps maps) {                             \
+        wgmma_tiles<T, m, n, stages>(p, maps);                                                                     \
+    }
+#define GEMM_SM90(name, T)           \
+    WGMMA_TILE(name, T, 256, 128, 3) \
+    WGMMA_TILE(name, T, 216, 128, 4) \
+    WGMMA_TILE(name, T, 184, 128, 4) \
+    WGMMA_TILE(name, T, 168, 128, 4) \
+    WGMMA_TILE(name, T, 152, 128, 5) \
+    WGMMA_TILE(name, T, 128, 128, 5) \
+    WGMMA_TILE(name, T, 96, 128, 6)  \
+    WGMMA_TILE(name, T, 64, 128, 8)  \
+    WGMMA_TILE(name, T, 80, 64, 10)  \
+    WGMMA_TILE(name, T, 64, 64, 11)  \
+    WGMMA_TILE(name, T, 32, 64, 16)
+
+GEMM_SM90(f16, __half)
+GEMM_SM90(bf16, __nv_bfloat16)
+#endif
+
 EXPORT_PARAMS(gemm, GemmParams)
+
+// Lost, same machine and date as Bound: 32 places a block in stream (4% faster for 22016 rows of b, 19% slower for
+// 4096 rows of 11008); stream for 32 rows of a (82 us against 56 for gate and up); 64x128 tiles (up to 8% slower than
+// 128x64); six stages for 64x64 (a quarter slower from 256 rows on: fewer blocks fit).
+// In wgmma: clusters of two blocks that load half of a for each other (2% slower, but 14.5 us against 16.7 for 577
+// rows of 1024x4096); b and a loaded by a thread each (1 to 2% slower); two or three blocks a multiprocessor with
+// shorter rings (faster by 4% for 32 rows of 12288x4096, slower by up to 45% for 64 rows of 4096x11008); rows of a as
+// the rows of the instruction, which come in 64s (by arithmetic: 768 rows for 645 with tiles of 128, where eights
+// make 672).

@@ -4,7 +4,7 @@
 use bytemuck::Pod;
 
 use crate::host::HostMem;
-use crate::mem::{Bases, Spans};
+use crate::mem::{Bases, DType, Spans};
 
 /// Bytes that must move through memory and floating-point operations that must be done: the floor of an op's time.
 ///
@@ -59,6 +59,50 @@ pub trait Launch: Kernel {
 
     /// Grid, block and attributes: a pure function, so that it is tested without a device.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry;
+
+    /// What the kernel moves with the copy engine of compute capability 9.0, in the order of the struct that is its
+    /// second parameter. None of it where the kernel takes one parameter.
+    fn tensor_maps(&self, _at: &Bases, _gpu: &GpuInfo) -> TensorMaps {
+        TensorMaps::default()
+    }
+}
+
+/// Tensor maps that a kernel takes at most.
+pub const MAX_TENSOR_MAPS: usize = 3;
+
+/// The tensor maps of a launch.
+pub type TensorMaps = [Option<TensorMap>; MAX_TENSOR_MAPS];
+
+/// An array in device memory, and the tiles that the copy engine moves of it. Rows of a tile have 64 or 128 bytes, whose
+/// 16-byte chunks lie permuted in shared memory, by what the hardware calls the swizzle of that size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Type of an element: f16 or bf16.
+    pub dtype: DType,
+    /// Where the first element lies: a multiple of 16.
+    pub address: u64,
+    /// Elements along each dimension, innermost first.
+    pub dims: [u64; 4],
+    /// Bytes from one index to the next of each dimension but the innermost: multiples of 16.
+    pub strides: [u64; 3],
+    /// Elements of a tile along each dimension, 256 at most.
+    pub tile: [u32; 4],
+    /// Dimensions in use: the first so many.
+    pub rank: usize,
+}
+
+impl TensorMap {
+    /// A dense row-major matrix of `rows` by `cols`, in tiles of `tile[0]` rows by `tile[1]` columns.
+    pub fn matrix(dtype: DType, address: u64, [rows, cols]: [usize; 2], tile: [u32; 2]) -> TensorMap {
+        TensorMap {
+            dtype,
+            address,
+            dims: [cols as u64, rows as u64, 1, 1],
+            strides: [(cols * dtype.size()) as u64, 0, 0],
+            tile: [tile[1], tile[0], 1, 1],
+            rank: 2,
+        }
+    }
 }
 
 /// Bytes of the largest parameter struct.
@@ -71,6 +115,8 @@ pub struct Launched {
     pub kernel: &'static str,
     /// How it is launched.
     pub geometry: Geometry,
+    /// What its kernel takes as second parameter, if anything.
+    pub maps: TensorMaps,
     params: [u8; MAX_PARAMS],
     len: usize,
 }
@@ -82,7 +128,7 @@ impl Launched {
         let mut params = [0; MAX_PARAMS];
         let len = size_of::<K::Params>();
         params[..len].copy_from_slice(bytemuck::bytes_of(&op.params(at)));
-        Launched { kernel: K::NAME, geometry: op.geometry(gpu), params, len }
+        Launched { kernel: K::NAME, geometry: op.geometry(gpu), maps: op.tensor_maps(at, gpu), params, len }
     }
 
     /// The parameter struct.
@@ -100,6 +146,9 @@ pub struct GpuInfo {
     pub sms: u32,
     /// Largest dynamic shared memory of a block, in bytes, after opting in.
     pub max_smem: u32,
+    /// Whether the images of this binary hold machine code of this very architecture, and it is 9.0: then they have the
+    /// kernels that use instructions of no other.
+    pub sm_90a: bool,
 }
 
 /// How a kernel is launched.

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_block_for_every_64_tokens_of_a_head_of_a_tile() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         let mut scratch = Layout::new(Region::Scratch, DType::Bf16);
         let mut geometry = |tiles: usize, tokens, heads, head_dim| {
             let n = tiles * tokens * heads * head_dim;

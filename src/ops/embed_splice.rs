@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         let mut l = Layout::new(Region::Scratch, DType::F16);
         let (y, table, image_rows, ids) = (l.take(645 * 4096), l.take(4096), l.take(4096), l.take(645));
         let g = EmbedSplice { y, table, image_rows, ids, rows: 645, cols: 4096 }.geometry(&gpu);

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         let mut l = Layout::new(Region::Scratch, DType::Bf16);
         let (y, x, index) = (l.take(9 * 4096), l.take(5 * 1024), l.take(9));
         let g = Gather { y, x, index, rows: 9, cols: 1024, y_cols: 4096, first_col: 1024 }.geometry(&gpu);

@@ -1,11 +1,14 @@
 //! Matrix product with what follows it.
 
+mod tiles;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::math::{gelu, matmul_nt, quick_gelu, silu};
 use crate::host::HostMem;
-use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
+use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch, TensorMap, TensorMaps};
 use crate::mem::{Act, Bases, Buf, DType, Spans};
+use tiles::{Choice, Family};
 
 /// `c = epilogue(a * b^T)`: a linear layer over the rows of `a`, with `b` as checkpoints store it.
 ///
@@ -118,58 +121,29 @@ impl Epilogue {
     }
 }
 
-/// One kernel of `cuda/gemm.cu`: what a block computes, and how it is launched.
-struct Shape {
-    /// Rows of `a`.
-    rows: usize,
-    /// Rows of `b`.
-    places: usize,
-    threads: u32,
-    smem: u32,
-    /// For f16 and bf16.
-    symbols: [&'static str; 2],
-}
-
-/// For few rows: bound by reading `b` once, so the smallest that takes all rows of `a` is the best.
-const STREAMS: [Shape; 3] = [
-    Shape { rows: 8, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream8", "gemm_bf16_stream8"] },
-    Shape { rows: 16, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream16", "gemm_bf16_stream16"] },
-    Shape { rows: 32, places: 16, threads: 256, smem: 0, symbols: ["gemm_f16_stream32", "gemm_bf16_stream32"] },
-];
-
-/// For many rows, with the part of the largest tile's rate that each reaches on a full device, in percent.
-const TILES: [(Shape, usize); 4] = [
-    (tile(128, 128, 3, ["gemm_f16_tile128x128", "gemm_bf16_tile128x128"]), 100),
-    (tile(64, 128, 4, ["gemm_f16_tile64x128", "gemm_bf16_tile64x128"]), 85),
-    (tile(64, 64, 4, ["gemm_f16_tile64x64", "gemm_bf16_tile64x64"]), 70),
-    (tile(64, 32, 6, ["gemm_f16_tile64x32", "gemm_bf16_tile64x32"]), 50),
-];
-
-/// Shared memory holds `stages` slices of 64 two-byte elements of every row.
-const fn tile(rows: usize, places: usize, stages: usize, symbols: [&'static str; 2]) -> Shape {
-    Shape { rows, places, threads: 128, smem: (stages * (rows + places) * 64 * 2) as u32, symbols }
-}
-
 impl Gemm {
-    /// Places that a product is computed over: rows of `b`, and with SwiGLU groups of eight pairs of gate and up.
-    fn places(&self) -> usize {
-        if self.epilogue == Epilogue::SwiGlu { (self.n / 2).div_ceil(8) * 16 } else { self.n }
+    /// Columns of `c`.
+    fn cols(&self) -> usize {
+        if self.epilogue == Epilogue::SwiGlu { self.n / 2 } else { self.n }
     }
 
-    /// The kernel for this size. Bits depend on whether it is one of [`STREAMS`] or of [`TILES`], which `m` alone
-    /// decides, and not on which one of those.
-    fn shape(&self, sms: u32) -> &'static Shape {
-        if let Some(stream) = STREAMS.iter().find(|s| self.m <= s.rows) {
-            return stream;
-        }
-        // A multiprocessor's time: tiles one after another, each as long as its area at its rate.
-        let time = |(s, rate): &(Shape, usize)| {
-            let tiles = self.m.div_ceil(s.rows) * self.places().div_ceil(s.places);
-            tiles.div_ceil(sms.max(1) as usize) * s.rows * s.places * 100 / rate
-        };
-        let [first, others @ ..] = &TILES;
-        let best = others.iter().fold(first, |best, tile| if time(tile) < time(best) { tile } else { best });
-        &best.0
+    /// Whether the copy engine can move the operands, and `c` unless it is f32: rows and starts at whole 16 bytes, and
+    /// with SwiGLU whole groups of eight pairs.
+    fn is_tiled_by_copy_engine(&self) -> bool {
+        let aligned = |buf: Buf<Act>| buf.span().byte.is_multiple_of(16);
+        let operands = self.k.is_multiple_of(8) && aligned(self.a) && aligned(self.b);
+        operands
+            && match self.c.dtype() {
+                DType::F32 => self.epilogue == Epilogue::Store,
+                _ => self.cols().is_multiple_of(8) && aligned(self.c),
+            }
+    }
+
+    /// The kernel for this size on this device.
+    fn choice(&self, gpu: &GpuInfo) -> Choice {
+        let wgmma = gpu.sm_90a && self.is_tiled_by_copy_engine();
+        let pairs = (self.epilogue == Epilogue::SwiGlu).then_some(self.n / 2);
+        tiles::choose(self.m, self.n, self.k, pairs, gpu.sms, wgmma)
     }
 }
 
@@ -178,7 +152,6 @@ impl Launch for Gemm {
 
     fn params(&self, at: &Bases) -> GemmParams {
         let [a, b, c] = [self.a, self.b, self.c].map(|buf| at.at(buf));
-        let cols = if self.epilogue == Epilogue::SwiGlu { self.n / 2 } else { self.n };
         GemmParams {
             c,
             a,
@@ -190,28 +163,55 @@ impl Launch for Gemm {
             epilogue: self.epilogue.code(),
             c_is_f32: u32::from(self.c.dtype() == DType::F32),
             vectors: u32::from(self.k.is_multiple_of(8) && a.is_multiple_of(16) && b.is_multiple_of(16)),
-            c_vectors: u32::from(cols.is_multiple_of(8) && c.is_multiple_of(16)),
+            c_vectors: u32::from(self.cols().is_multiple_of(8) && c.is_multiple_of(16)),
             pad: 0,
         }
     }
 
-    /// Rows of `a` along x, so that blocks which run together share rows of `b`, the larger operand.
+    /// Where the device has programmatic dependent launch, the kernels may start, and all but `tile` read `b`, which no
+    /// kernel writes, before their predecessor has ended.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
-        let shape = self.shape(gpu.sms);
-        let (rows, places) = (self.m.div_ceil(shape.rows) as u32, self.places().div_ceil(shape.places) as u32);
-        let streams = self.m <= STREAMS[STREAMS.len() - 1].rows;
+        let Choice { shape, grid } = self.choice(gpu);
         Geometry {
             symbol: match self.a.dtype() {
                 DType::F16 => shape.symbols[0],
                 DType::Bf16 => shape.symbols[1],
                 _ => "gemm_f32",
             },
-            // The second dimension of a grid ends at 65535.
-            grid: if streams { [places, 1, 1] } else { [rows, places, 1] },
+            grid,
             block: [shape.threads, 1, 1],
             smem: shape.smem,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.compute_capability >= (9, 0),
+        }
+    }
+
+    /// For the kernels of family `wgmma`: `a`, `b` and `c`, twin of `GemmMaps` in `cuda/gemm_sm90.cuh`.
+    fn tensor_maps(&self, at: &Bases, gpu: &GpuInfo) -> TensorMaps {
+        let Choice { shape, .. } = self.choice(gpu);
+        if shape.family != Family::Wgmma {
+            return TensorMaps::default();
+        }
+        let (rows, places) = (shape.rows as u32, shape.places as u32);
+        let dtype = self.a.dtype();
+        let matrix = |buf: Buf<Act>, size, tile| TensorMap::matrix(dtype, at.at(buf), size, tile);
+        let b = matrix(self.b, [self.n, self.k], [places, 64]);
+        let (b, c_columns) = if self.epilogue == Epilogue::SwiGlu { (self.pairs_of(b, places), 32) } else { (b, 64) };
+        let c = matrix(self.c, [self.m, self.cols()], [rows, c_columns]);
+        [Some(matrix(self.a, [self.m, self.k], [rows, 64])), Some(b), (self.c.dtype() == dtype).then_some(c)]
+    }
+}
+
+impl Gemm {
+    /// `b` as groups of eight gate rows and the eight up rows that belong to them, which a tile then holds in this order.
+    fn pairs_of(&self, b: TensorMap, places: u32) -> TensorMap {
+        let row = b.strides[0];
+        TensorMap {
+            dims: [self.k as u64, 8, 2, self.n as u64 / 16],
+            strides: [row, self.n as u64 / 2 * row, 8 * row],
+            tile: [64, 8, 2, places / 16],
+            rank: 4,
+            ..b
         }
     }
 }
@@ -221,7 +221,9 @@ mod tests {
     use super::*;
     use crate::mem::{Layout, Region};
 
-    const H200: GpuInfo = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+    const H200: GpuInfo = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: true };
+    /// An H200 as PTX sees it.
+    const PORTABLE: GpuInfo = GpuInfo { sm_90a: false, ..H200 };
 
     fn gemm(m: usize, n: usize, k: usize, epilogue: Epilogue) -> Gemm {
         let mut l = Layout::new(Region::Scratch, DType::Bf16);
@@ -229,27 +231,97 @@ mod tests {
         Gemm { c: l.take(m * cols), a: l.take(m * k), b: l.take(n * k), m, n, k, bias: None, epilogue }
     }
 
-    fn launch(m: usize, n: usize, k: usize, epilogue: Epilogue) -> (&'static str, [u32; 3]) {
-        let geometry = gemm(m, n, k, epilogue).geometry(&H200);
+    fn launch(gpu: &GpuInfo, m: usize, n: usize, k: usize, epilogue: Epilogue) -> (&'static str, [u32; 3]) {
+        let geometry = gemm(m, n, k, epilogue).geometry(gpu);
         (geometry.symbol, geometry.grid)
     }
 
     #[test]
     fn few_rows_stream_and_many_are_tiled() {
-        assert_eq!(launch(1, 4096, 4096, Epilogue::Store), ("gemm_bf16_stream8", [256, 1, 1]));
-        assert_eq!(launch(9, 331, 512, Epilogue::Gelu), ("gemm_bf16_stream16", [21, 1, 1]));
-        assert_eq!(launch(32, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_stream32", [1376, 1, 1]));
-        let (symbol, grid) = launch(645, 22016, 4096, Epilogue::SwiGlu);
-        assert_eq!((symbol, grid), ("gemm_bf16_tile128x128", [6, 172, 1]));
-        // A grid of few tiles is cut finer, so that no multiprocessor idles.
-        assert_ne!(launch(577, 1024, 1024, Epilogue::Store).0, "gemm_bf16_tile128x128");
+        let portable = |m, n, k, epilogue| launch(&PORTABLE, m, n, k, epilogue);
+        assert_eq!(portable(1, 4096, 4096, Epilogue::Store), ("gemm_bf16_stream16", [256, 1, 1]));
+        assert_eq!(portable(9, 331, 512, Epilogue::Gelu), ("gemm_bf16_stream16", [21, 1, 1]));
+        assert_eq!(portable(8, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_stream16", [1376, 1, 1]));
+        assert_eq!(portable(9, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_tile64x64", [1, 344, 1]));
+        assert_eq!(portable(17, 4096, 4096, Epilogue::Store), ("gemm_bf16_tile64x32", [1, 128, 1]));
+        assert_eq!(portable(645, 22016, 4096, Epilogue::SwiGlu), ("gemm_bf16_tile128x128", [6, 172, 1]));
+    }
+
+    #[test]
+    fn tiles_are_those_that_were_measured_fastest() {
+        for (m, n, k, portable, sm_90a) in [
+            (64, 12288, 4096, "gemm_bf16_tile64x32", "gemm_bf16_wgmma64x128"),
+            (32, 4096, 4096, "gemm_bf16_tile64x32", "gemm_bf16_wgmma32x64"),
+            (256, 4096, 4096, "gemm_bf16_tile64x64", "gemm_bf16_wgmma64x128"),
+            (577, 4096, 1024, "gemm_bf16_tile128x64", "gemm_bf16_wgmma152x128"),
+            (577, 1024, 4096, "gemm_bf16_tile64x32", "gemm_bf16_wgmma80x64"),
+            (577, 12288, 4096, "gemm_bf16_tile128x128", "gemm_bf16_wgmma152x128"),
+            (645, 12288, 4096, "gemm_bf16_tile128x64", "gemm_bf16_wgmma168x128"),
+            (645, 4096, 11008, "gemm_bf16_tile128x64", "gemm_bf16_wgmma168x128"),
+            (645, 22016, 4096, "gemm_bf16_tile128x128", "gemm_bf16_wgmma216x128"),
+            (2048, 4096, 4096, "gemm_bf16_tile128x128", "gemm_bf16_wgmma256x128"),
+        ] {
+            let symbols = [&PORTABLE, &H200].map(|gpu| launch(gpu, m, n, k, Epilogue::Store).0);
+            assert_eq!(symbols, [portable, sm_90a], "{m}x{n}x{k}");
+        }
+    }
+
+    #[test]
+    fn blocks_take_tile_after_tile_where_there_are_more_than_multiprocessors() {
+        // 96 tiles of places, four of rows; 32 and four.
+        assert_eq!(launch(&H200, 645, 12288, 4096, Epilogue::Store).1, [132, 1, 1]);
+        assert_eq!(launch(&H200, 645, 4096, 4096, Epilogue::Store).1, [128, 1, 1]);
+    }
+
+    #[test]
+    fn what_the_copy_engine_cannot_move_is_computed_by_any_tile() {
+        let symbol = |op: Gemm| op.geometry(&H200).symbol;
+        let is_wgmma = |op: Gemm| symbol(op).contains("wgmma");
+        let op = gemm(64, 480, 64, Epilogue::Store);
+        assert!(is_wgmma(op) && !op.geometry(&PORTABLE).symbol.contains("wgmma"));
+        assert!(!is_wgmma(gemm(64, 480, 60, Epilogue::Store)), "rows of 120 bytes");
+        assert!(!is_wgmma(gemm(64, 478, 64, Epilogue::Store)), "rows of c of 956 bytes");
+        assert!(!is_wgmma(Gemm { a: op.a.slice(1..op.a.len()), ..op }), "a that starts at two bytes");
+        assert!(is_wgmma(gemm(64, 480, 64, Epilogue::SwiGlu)));
+        assert!(!is_wgmma(gemm(64, 472, 64, Epilogue::SwiGlu)), "236 pairs");
+        let mut l = Layout::new(Region::Io, DType::Bf16);
+        let logits = Gemm { c: l.take::<f32>(64 * 331).into(), ..gemm(64, 331, 64, Epilogue::Store) };
+        assert!(is_wgmma(logits), "f32 of any length");
+        assert!(!is_wgmma(Gemm { epilogue: Epilogue::Gelu, ..logits }));
+    }
+
+    #[test]
+    fn tensor_maps_say_what_the_tiles_are() {
+        let at = Bases::new([0, 0, 1 << 20, 0]);
+        let op = gemm(645, 12288, 4096, Epilogue::Store);
+        assert_eq!(op.tensor_maps(&at, &PORTABLE), TensorMaps::default());
+        assert_eq!(gemm(1, 64, 64, Epilogue::Store).tensor_maps(&at, &H200), TensorMaps::default());
+        let matrix = |buf, size, tile| Some(TensorMap::matrix(DType::Bf16, at.at::<Act>(buf), size, tile));
+        let (a, b, c) = ([645, 4096], [12288, 4096], [645, 12288]);
+        let expected = [matrix(op.a, a, [168, 64]), matrix(op.b, b, [128, 64]), matrix(op.c, c, [168, 64])];
+        assert_eq!(op.tensor_maps(&at, &H200), expected);
+
+        let op = gemm(645, 22016, 4096, Epilogue::SwiGlu);
+        let [_, b, c] = op.tensor_maps(&at, &H200);
+        assert_eq!(c, matrix(op.c, [645, 11008], [216, 32]));
+        let b = b.expect("a map of b");
+        assert_eq!((b.rank, b.dims, b.tile), (4, [4096, 8, 2, 1376], [64, 8, 2, 8]));
+        // From a row to the next, to the row that belongs to it, and to the next group of eight.
+        assert_eq!(b.strides, [8192, 11008 * 8192, 8 * 8192]);
+    }
+
+    #[test]
+    fn a_device_without_dependent_launch_is_not_asked_for_it() {
+        let op = gemm(1, 64, 64, Epilogue::Store);
+        assert!(op.geometry(&PORTABLE).pdl);
+        assert!(!op.geometry(&GpuInfo { compute_capability: (8, 6), ..PORTABLE }).pdl);
     }
 
     #[test]
     fn every_pair_of_gate_and_up_has_a_place() {
         // Three pairs: a group of eight, of which five are nobody's.
-        assert_eq!(launch(1, 6, 8, Epilogue::SwiGlu).1, [1, 1, 1]);
-        assert_eq!(launch(1, 18, 8, Epilogue::SwiGlu).1, [2, 1, 1]);
+        assert_eq!(launch(&PORTABLE, 1, 6, 8, Epilogue::SwiGlu).1, [1, 1, 1]);
+        assert_eq!(launch(&PORTABLE, 1, 18, 8, Epilogue::SwiGlu).1, [2, 1, 1]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block_whose_threads_depend_on_its_length_alone() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         for (rows, cols, threads) in [(577, 1024, 128), (1, 1024, 128), (3, 1, 32), (2, 20_000, 1024)] {
             let mut l = Layout::new(Region::Scratch, DType::F16);
             let (x, weight, bias) = (l.take(rows * cols), l.take(cols), l.take(cols));

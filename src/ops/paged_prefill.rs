@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn there_are_blocks_enough_for_any_division_among_the_sequences() {
-        let gpu = GpuInfo { compute_capability: (8, 0), sms: 108, max_smem: 166_912 };
+        let gpu = GpuInfo { compute_capability: (8, 0), sms: 108, max_smem: 166_912, sm_90a: false };
         let blocks = |seqs, tokens| op(DType::F16, seqs, tokens, 96).geometry(&gpu).grid;
         assert_eq!(blocks(1, 1), [4, 1, 1]);
         assert_eq!(blocks(1, 645), [4, 11, 1]);

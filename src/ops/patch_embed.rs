@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn rows_and_patches_of_a_block_lie_in_shared_memory() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         for (image_size, patch_size, hidden, blocks, smem) in
             [(336usize, 14usize, 1024, 37, 86_528), (168, 14, 192, 10, 33_280)]
         {

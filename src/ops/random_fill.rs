@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_grid_is_as_large_as_the_tensor_until_the_device_is_full() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: true };
         let mut l = Layout::new(Region::Weights, DType::Bf16);
         for (len, blocks) in [(1, 1), (2048, 1), (2049, 2), (4096 * 4096, 1056)] {
             let g = RandomFill { y: l.take(len), seed: 0, mean: 0.0, spread: 1.0 }.geometry(&gpu);

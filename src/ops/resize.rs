@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(reach, 2 * 15 + 5);
         assert_eq!(Resize::reach(&table[..1], 5, 1), 5);
 
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: true };
         let mut l = Layout::new(Region::Io, DType::F16);
         let mut axis =
             || ResizeAxis { table: l.take(6 * 40), taps: 5, picture: 100, offset: 0, tile: 50, first: 5, kept: 40 };

@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_heads_of_a_token_are_spread_over_blocks() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         // 7B; Phi-3-vision; the demo's grouped heads; an odd half head.
         for (heads, kv_heads, head_dim, slices) in [(32, 32, 128, 3), (32, 32, 96, 3), (4, 2, 32, 1), (2, 1, 20, 1)] {
             let mut l = Layout::new(Region::Scratch, DType::Bf16);

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use ocelli::backend::Cpu;
 use ocelli::backend::cuda::Cuda;
+use ocelli::kernel::GpuInfo;
 use ocelli::mem::{Act, Buf, DType, Element, Layout, Region, Span};
 use ocelli::ops::Op;
 use ocelli::plan::{Backend, Plan};
@@ -61,11 +62,16 @@ impl Pair {
 
     /// Run `op` on both sides and return what it wrote.
     pub fn run(&self, op: impl Into<Op>) -> Vec<Written> {
+        self.run_for(op, &self.cuda.device().properties().gpu)
+    }
+
+    /// The same with the kernel for a device that is described otherwise.
+    pub fn run_for(&self, op: impl Into<Op>, gpu: &GpuInfo) -> Vec<Written> {
         let op = op.into();
         let mut plan = Plan::new(self.dtype);
         plan.push(op);
         self.cpu.run(&mut self.cpu.link(&plan).unwrap(), None).unwrap();
-        self.cuda.run(&mut self.cuda.link(&plan).unwrap(), None).unwrap();
+        self.cuda.run(&mut self.cuda.link_for(&plan, gpu).unwrap(), None).unwrap();
         let read = |span: Span| Written {
             span,
             expected: decode(span.dtype, &self.cpu.snapshot(span).unwrap()),

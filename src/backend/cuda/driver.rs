@@ -24,6 +24,7 @@ use cudarc::driver::sys::{
 
 use super::fault::{Gate, failed, name};
 use super::image::{self, Image};
+use super::tma::EncodedMaps;
 use crate::kernel::{Geometry, GpuInfo};
 
 /// The oldest CUDA whose driver has every entry point used here.
@@ -133,11 +134,13 @@ impl Device {
         let stream = context.new_stream().map_err(failed).with_context(opening)?;
         let attribute =
             |a| -> Result<u32> { Ok(u32::try_from(context.attribute(a).map_err(failed).with_context(opening)?)?) };
+        let compute_capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         let gpu = GpuInfo {
-            compute_capability: (
-                attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            ),
+            compute_capability,
+            sm_90a: image::has_sm_90a(image::embedded()) && compute_capability == (9, 0),
             sms: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             max_smem: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         };
@@ -304,6 +307,20 @@ impl Device {
     /// # Errors
     /// `params` has another size than the kernel expects, or the driver refuses the geometry.
     pub fn launch(&self, function: &Function, geometry: &Geometry, params: &[u8]) -> Result<()> {
+        self.launch_with(function, geometry, params, None)
+    }
+
+    /// [`Device::launch`] of a kernel that takes tensor maps as its second parameter.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn launch_with(
+        &self,
+        function: &Function,
+        geometry: &Geometry,
+        params: &[u8],
+        maps: Option<&EncodedMaps>,
+    ) -> Result<()> {
         let Geometry { symbol, grid, block, smem, cluster, pdl } = *geometry;
         let expected = function.module.params;
         if params.len() != expected {
@@ -335,11 +352,14 @@ impl Device {
             attrs: attributes.as_mut_ptr(),
             numAttrs: used as u32,
         };
-        let mut arguments: [*mut c_void; 1] = [params.as_ptr().cast_mut().cast()];
+        // The driver looks at as many as the kernel has parameters.
+        let maps = maps.map_or(ptr::null_mut(), |maps| ptr::from_ref(maps).cast_mut().cast());
+        let mut arguments: [*mut c_void; 2] = [params.as_ptr().cast_mut().cast(), maps];
         self.gate.enter()?;
         // SAFETY: the kernel takes one parameter by value, of which `params` has exactly the size (checked above, and
-        // against the image when it was loaded); the driver copies it, the configuration and the attributes before
-        // it returns. What the kernel does with its addresses is the caller's promise.
+        // against the image when it was loaded), and some another, no larger than `EncodedMaps`; the driver copies them,
+        // the configuration and the attributes before it returns. What the kernel does with its addresses, and that
+        // it is given maps if it takes them, is the caller's promise.
         let code = unsafe { sys::cuLaunchKernelEx(&config, function.raw, arguments.as_mut_ptr(), ptr::null_mut()) };
         self.gate.check(code.result()).with_context(|| format!("launching {geometry:?}"))
     }

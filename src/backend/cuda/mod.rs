@@ -7,6 +7,7 @@ pub mod driver;
 mod fault;
 mod graph;
 pub mod image;
+pub mod tma;
 mod upload;
 
 use std::cell::RefCell;
@@ -17,12 +18,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 
-use crate::kernel::Launched;
+use crate::kernel::{GpuInfo, Launched};
 use crate::mem::{Bases, Buf, Region, Span};
 use crate::plan::{Backend, Fill, Plan, Probe, Step};
 
 use driver::{Device, Function, Memory, Module};
 use graph::Graph;
+use tma::EncodedMaps;
 
 /// A GPU with its four regions.
 pub struct Cuda {
@@ -31,13 +33,22 @@ pub struct Cuda {
     bases: Bases,
     /// Loaded images by the name of their kernel; an image is loaded when a plan first needs it.
     modules: RefCell<HashMap<&'static str, Arc<Module>>>,
+    /// Entry points by name, with the dynamic shared memory that they were made ready for.
+    functions: RefCell<HashMap<&'static str, (Function, u32)>>,
+}
+
+/// A step with everything resolved.
+struct Launch {
+    step: Step,
+    function: Function,
+    launched: Launched,
+    maps: Option<Box<EncodedMaps>>,
 }
 
 /// A plan bound to a device: one entry a launch, and perhaps all of them recorded.
 pub struct Exec {
     graph: Option<Graph>,
-    launches: Vec<(Function, Launched)>,
-    steps: Vec<Step>,
+    launches: Vec<Launch>,
 }
 
 impl Cuda {
@@ -61,7 +72,7 @@ impl Cuda {
         };
         let regions = [region(Region::Weights)?, region(Region::Kv)?, region(Region::Scratch)?, region(Region::Io)?];
         let bases = Bases::new([0, 1, 2, 3].map(|i| regions[i].address()));
-        Ok(Cuda { device, regions, bases, modules: RefCell::default() })
+        Ok(Cuda { device, regions, bases, modules: RefCell::default(), functions: RefCell::default() })
     }
 
     /// The device.
@@ -70,6 +81,13 @@ impl Cuda {
     }
 
     fn function(&self, launched: &Launched) -> Result<Function> {
+        let (symbol, smem) = (launched.geometry.symbol, launched.geometry.smem);
+        let mut functions = self.functions.borrow_mut();
+        if let Some((function, room)) = functions.get(symbol)
+            && *room >= smem
+        {
+            return Ok(function.clone());
+        }
         let mut modules = self.modules.borrow_mut();
         let module = match modules.get(launched.kernel) {
             Some(module) => module.clone(),
@@ -79,7 +97,28 @@ impl Cuda {
                 module
             }
         };
-        module.function(launched.geometry.symbol, launched.geometry.smem)
+        let function = module.function(symbol, smem)?;
+        functions.insert(symbol, (function.clone(), smem));
+        Ok(function)
+    }
+
+    /// [`Backend::link`] with the kernels for a device that is described otherwise, for example without
+    /// [`GpuInfo::sm_90a`]: what this device runs besides its own can be compared with it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn link_for(&self, plan: &Plan, gpu: &GpuInfo) -> Result<Exec> {
+        let mut launches = Vec::with_capacity(plan.steps().len());
+        for (i, step) in plan.steps().iter().enumerate() {
+            let mut launched = step.op.launched(&self.bases, gpu);
+            // A plan starts after all that was enqueued before it: a kernel may read what the host wrote for this step,
+            // and the cache of earlier steps, before it waits for its predecessor.
+            launched.geometry.pdl &= i > 0;
+            let function = self.function(&launched).with_context(|| step.label.to_string())?;
+            let maps = tma::encode(&launched.maps).with_context(|| step.label.to_string())?;
+            launches.push(Launch { step: step.clone(), function, launched, maps });
+        }
+        Ok(Exec { graph: None, launches })
     }
 
     fn memory(&self, region: Region) -> &Memory {
@@ -90,22 +129,26 @@ impl Cuda {
 impl Exec {
     /// Enqueue every launch.
     fn launch(&self, device: &Device) -> Result<()> {
-        for ((function, launched), step) in self.launches.iter().zip(&self.steps) {
-            let launch = device.launch(function, &launched.geometry, launched.params());
-            launch.with_context(|| step.label.to_string())?;
-        }
-        Ok(())
+        self.launches.iter().try_for_each(|l| l.enqueue(device))
     }
 
     /// Enqueue one launch after the other, each when the one before has ended.
     fn watch(&self, device: &Device, probe: &mut dyn Probe) -> Result<()> {
-        for (i, ((function, launched), step)) in self.launches.iter().zip(&self.steps).enumerate() {
+        for (i, l) in self.launches.iter().enumerate() {
             let start = Instant::now();
-            let launch = device.launch(function, &launched.geometry, launched.params());
-            launch.and_then(|()| device.synchronize()).with_context(|| step.label.to_string())?;
-            probe.step(i, step, start.elapsed());
+            l.enqueue(device)?;
+            device.synchronize().with_context(|| l.step.label.to_string())?;
+            probe.step(i, &l.step, start.elapsed());
         }
         Ok(())
+    }
+}
+
+impl Launch {
+    fn enqueue(&self, device: &Device) -> Result<()> {
+        let Launch { function, launched, maps, step } = self;
+        let launch = device.launch_with(function, &launched.geometry, launched.params(), maps.as_deref());
+        launch.with_context(|| step.label.to_string())
     }
 }
 
@@ -113,17 +156,7 @@ impl Backend for Cuda {
     type Exec = Exec;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
-        let gpu = self.device.properties().gpu;
-        let mut launches = Vec::with_capacity(plan.steps().len());
-        for (i, step) in plan.steps().iter().enumerate() {
-            let mut launched = step.op.launched(&self.bases, &gpu);
-            // A plan starts after all that was enqueued before it: a kernel may read what the host wrote for this step,
-            // and the cache of earlier steps, before it waits for its predecessor.
-            launched.geometry.pdl &= i > 0;
-            let function = self.function(&launched).with_context(|| step.label.to_string())?;
-            launches.push((function, launched));
-        }
-        Ok(Exec { graph: None, launches, steps: plan.steps().to_vec() })
+        self.link_for(plan, &self.device.properties().gpu)
     }
 
     fn capture(&self, exec: &mut Exec) -> Result<()> {
