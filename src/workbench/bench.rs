@@ -2,8 +2,8 @@
 //!
 //! A case is laid out several times, so that launches rotate over more than twice the L2 cache, and a launch finds nothing
 //! of what it reads in there. Where that would take too many copies (a row of a few kilobytes), a batch goes round once,
-//! behind a pass over an array that has driven everything else out. Launches are plain ones, enqueued ahead of the device
-//! (see [`super::timer`]); they carry the attributes that they have in a model.
+//! behind a pass over an array that has driven everything else out (see [`super::timer`]). The launches of a batch are
+//! recorded as one graph, as those of a decode step are, and carry the attributes that they have there.
 
 use anyhow::{Context, Result};
 
@@ -12,14 +12,14 @@ use super::cases::{self, Case, gemm};
 use super::ceiling::Ceiling;
 use super::cublaslt::{Library, Products};
 use super::timer::{Spread, Timer};
-use crate::backend::cuda::Cuda;
 use crate::backend::cuda::driver::{Device, Properties};
+use crate::backend::cuda::{Cuda, Exec};
 use crate::kernel::Cost;
 use crate::mem::{DType, Region, Span};
 use crate::ops::Op;
 use crate::plan::{Backend, Plan};
 
-/// Launches of a batch, about: the driver's queue takes a thousand.
+/// Launches of a batch, about.
 const LAUNCHES: usize = 256;
 
 /// A batch is to take this long, in seconds, so that a tick of the clock is nothing.
@@ -133,11 +133,12 @@ impl Bench {
     /// Too little memory, or a launch that fails.
     pub fn measure(&self, case: &Case, dtype: DType, samples: usize) -> Result<Measured> {
         let staged = Staged::new(&self.device, case, dtype, self.l2_bytes)?;
-        let mut plan = Plan::new(dtype);
-        staged.ops.iter().for_each(|op| plan.push(*op));
-        let mut exec = staged.cuda.link(&plan)?;
         let mut timer = Timer::new(staged.cuda.device(), &self.ceiling)?;
-        let (seconds, rounds) = repeat(&mut timer, &staged, samples, || staged.cuda.run(&mut exec, None))?;
+        let mut exec = staged.link(dtype, 1)?;
+        let rounds = staged.rounds(&mut timer, || staged.cuda.run(&mut exec, None))?;
+        let mut exec = staged.link(dtype, rounds)?;
+        staged.cuda.capture(&mut exec)?;
+        let seconds = staged.time(&mut timer, samples, rounds, || staged.cuda.run(&mut exec, None))?;
         Ok(Measured {
             seconds,
             cost: staged.ops[0].cost(),
@@ -151,35 +152,18 @@ impl Bench {
     fn measure_library(&self, timer: &mut Timer<'_>, staged: &Staged, samples: usize) -> Result<Option<Spread>> {
         let Some(Ok(library)) = &self.library else { return Ok(None) };
         let Some(products) = Products::of(library, &staged.cuda, &staged.ops)? else { return Ok(None) };
+        let device = staged.cuda.device();
         let mut best: Option<Spread> = None;
         for algorithm in 0..products.algorithms() {
-            let (found, _) = repeat(timer, staged, samples, || products.enqueue(staged.cuda.device(), algorithm))?;
+            let rounds = staged.rounds(timer, || products.enqueue(device, algorithm))?;
+            let recorded = products.record(device, algorithm, rounds)?;
+            let found = staged.time(timer, samples, rounds, || recorded.replay(device))?;
             if best.is_none_or(|best| found.median < best.median) {
                 best = Some(found);
             }
         }
         Ok(best)
     }
-}
-
-/// Seconds of one launch of a round that enqueues one for every copy, and how many rounds a sample had.
-fn repeat(
-    timer: &mut Timer<'_>,
-    staged: &Staged,
-    samples: usize,
-    mut round: impl FnMut() -> Result<()>,
-) -> Result<(Spread, usize)> {
-    let copies = staged.ops.len();
-    // The first round loads code, for which the driver may wait until the device is idle.
-    round()?;
-    staged.cuda.device().synchronize()?;
-    let estimate = timer.sample(&mut round)?;
-    let rounds =
-        if staged.rotates { (BATCH / estimate).ceil().clamp(1.0, LAUNCHES.div_ceil(copies) as f64) } else { 1.0 };
-    let rounds = rounds as usize;
-    let mut batch = || (0..rounds).try_for_each(|_| round());
-    let times = (0..samples).map(|_| timer.sample(&mut batch)).collect::<Result<Vec<_>>>()?;
-    Ok((Spread::of(times).times(1.0 / (rounds * copies) as f64), rounds))
 }
 
 /// A case on the device, several times.
@@ -210,6 +194,35 @@ impl Staged {
             upload(&cuda, region, image, copies)?;
         }
         Ok(Staged { cuda, ops, rotates })
+    }
+
+    /// One launch for every copy, `rounds` times over.
+    fn link(&self, dtype: DType, rounds: usize) -> Result<Exec> {
+        let mut plan = Plan::new(dtype);
+        (0..rounds).flat_map(|_| &self.ops).for_each(|op| plan.push(*op));
+        self.cuda.link(&plan)
+    }
+
+    /// How often a batch goes round, given what enqueues one launch for every copy.
+    fn rounds(&self, timer: &mut Timer<'_>, mut round: impl FnMut() -> Result<()>) -> Result<usize> {
+        // The first time code is loaded, for which the driver may wait until the device is idle.
+        round()?;
+        self.cuda.device().synchronize()?;
+        let estimate = timer.sample(round)?;
+        let most = if self.rotates { LAUNCHES.div_ceil(self.ops.len()) } else { 1 };
+        Ok((BATCH / estimate).ceil().clamp(1.0, most as f64) as usize)
+    }
+
+    /// Seconds of a launch, given what enqueues a batch of `rounds`.
+    fn time(
+        &self,
+        timer: &mut Timer<'_>,
+        samples: usize,
+        rounds: usize,
+        mut batch: impl FnMut() -> Result<()>,
+    ) -> Result<Spread> {
+        let times = (0..samples).map(|_| timer.sample(&mut batch)).collect::<Result<Vec<_>>>()?;
+        Ok(Spread::of(times).times(1.0 / (rounds * self.ops.len()) as f64))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::ops::Op;
 #[cfg(feature = "cublaslt")]
 mod present {
     use super::{Cuda, Device, Op, Result};
-    use crate::backend::cuda::cublaslt::{CublasLt, Product, Shape};
+    use crate::backend::cuda::cublaslt::{CublasLt, Product, Recorded, Shape};
     use crate::ops::{Epilogue, Gemm};
 
     /// The library, open.
@@ -72,6 +72,14 @@ mod present {
             self.product.algorithms()
         }
 
+        /// Record `rounds` products for every copy; see [`Product::record`].
+        ///
+        /// # Errors
+        /// The library fails.
+        pub fn record(&self, device: &Device, algorithm: usize, rounds: usize) -> Result<Recorded> {
+            self.product.record(device, algorithm, rounds, &self.addresses)
+        }
+
         /// Enqueue one product for every copy.
         ///
         /// # Errors
@@ -104,6 +112,19 @@ mod absent {
         }
     }
 
+    /// Recorded [`Products`], which there are none of.
+    pub enum Recorded {}
+
+    impl Recorded {
+        /// Never called.
+        ///
+        /// # Errors
+        /// None.
+        pub fn replay(&self, _: &Device) -> Result<()> {
+            match *self {}
+        }
+    }
+
     /// Products of a [`Library`], which there are none of.
     pub enum Products {}
 
@@ -118,6 +139,14 @@ mod absent {
 
         /// Never called.
         pub fn algorithms(&self) -> usize {
+            match *self {}
+        }
+
+        /// Never called.
+        ///
+        /// # Errors
+        /// None.
+        pub fn record(&self, _: &Device, _: usize, _: usize) -> Result<Recorded> {
             match *self {}
         }
 

@@ -41,9 +41,9 @@ impl Timer<'_> {
             for _ in 0..self.passes {
                 self.ceiling.pass(self.device)?;
             }
-            self.device.record(&self.start)?;
+            self.start.record()?;
             enqueue()?;
-            self.device.record(&self.end)?;
+            self.end.record()?;
             let in_time = !self.start.is_reached()?;
             let seconds = self.end.since(&self.start)?.as_secs_f64();
             if in_time {

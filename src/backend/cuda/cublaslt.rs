@@ -11,6 +11,7 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulDescAttributes_t, cublasLtMatmulPreferenceAttributes_t};
 
 use super::driver::{Device, Memory};
+use super::graph::Graph;
 use crate::mem::DType;
 
 /// Memory that an algorithm may use besides its operands: what the library's documentation recommends for this card.
@@ -209,6 +210,16 @@ impl Product<'_> {
         self.library.spare.address()
     }
 
+    /// Record one product for each set of addresses, `rounds` times over. The algorithm must have run before: the library
+    /// loads its code then, which cannot be recorded.
+    ///
+    /// # Errors
+    /// The library or the driver fails.
+    pub fn record(&self, device: &Device, algorithm: usize, rounds: usize, sets: &[[u64; 3]]) -> Result<Recorded> {
+        let all = || (0..rounds).flat_map(|_| sets).try_for_each(|at| self.enqueue(device, algorithm, *at));
+        Ok(Recorded(device.capture(all)?))
+    }
+
     /// Enqueue the product with `c`, `a` and `b` at these device addresses.
     ///
     /// # Errors
@@ -218,6 +229,7 @@ impl Product<'_> {
         if c == self.spare() {
             ensure!(m * n * output.size() <= SPARE, "a result of {m}x{n} does not fit {SPARE} bytes");
         }
+        device.gate.enter()?;
         let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         let at = |address: u64| ptr::without_provenance::<c_void>(address as usize);
         let c = at(c).cast_mut();
@@ -241,9 +253,22 @@ impl Product<'_> {
                 &raw const self.algorithms[algorithm],
                 at(self.library.workspace.address()).cast_mut(),
                 WORKSPACE,
-                device.stream().cu_stream().cast(),
+                device.gate.stream.cu_stream().cast(),
             )
         };
         done.map_err(failed)
+    }
+}
+
+/// Products that are enqueued by one call.
+pub struct Recorded(Graph);
+
+impl Recorded {
+    /// Enqueue them.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn replay(&self, device: &Device) -> Result<()> {
+        device.replay(&self.0)
     }
 }

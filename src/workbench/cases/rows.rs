@@ -1,9 +1,9 @@
-//! Ops that work row by row: normalisation and the picking of rows.
+//! Ops that work row by row, and one that knows no rows: normalisation, the picking of rows, random weights.
 
 use super::{Case, Size, Tolerance, U};
 use crate::kernel::Kernel;
 use crate::mem::{Act, Region};
-use crate::ops::{EmbedSplice, Gather, LayerNorm, RmsNorm};
+use crate::ops::{EmbedSplice, Gather, LayerNorm, RandomFill, RmsNorm};
 use crate::workbench::Bed;
 
 const EPS: f32 = 1e-5;
@@ -81,6 +81,16 @@ fn gather(what: &str, size: Size, rows: usize, cols: usize, thirds: bool) -> Cas
     })
 }
 
+/// The same bits on the host and on a device: every step is one rounding.
+fn random_fill(size: Size, len: usize) -> Case {
+    Case::new(RandomFill::NAME, len.to_string(), size, Tolerance::BITS, move |bed: &mut Bed| RandomFill {
+        y: bed.output(Region::Weights, len),
+        seed: 0x1234_5678_9abc_def0,
+        mean: 0.25,
+        spread: 1.5,
+    })
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let language = &[[1, 4096], [8, 4096], [645, 4096]];
     let norms = sizes(language).map(|(size, rows, cols)| rms_norm(size, rows, cols));
@@ -93,5 +103,7 @@ pub(super) fn cases() -> Vec<Case> {
         gather("last", Size::Real, 1, 4096, false),
         gather("last", Size::Real, 8, 4096, false),
     ];
-    norms.chain(vision).chain(embeddings).chain(thirds).chain(picked).collect()
+    let fills = [(Size::Edge, 1), (Size::Edge, 2051), (Size::Real, 4096 * 4096)];
+    let fills = fills.map(|(size, len)| random_fill(size, len));
+    norms.chain(vision).chain(embeddings).chain(thirds).chain(picked).chain(fills).collect()
 }
