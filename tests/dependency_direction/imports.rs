@@ -15,12 +15,12 @@ pub const ROOMS: &[(&str, &[&str])] = &[
     ("plan", &["ops", "kernel", "host", "mem"]),
     ("trace", &["plan", "ops", "kernel", "mem"]),
     ("backend", &["plan", "ops", "kernel", "host", "mem"]),
-    ("workbench", &["backend", "plan", "ops", "kernel", "host", "mem"]),
     ("config", &["mem"]),
     ("weights", &["mem"]),
     ("image", &[]),
     ("text", &[]),
     ("models", &["plan", "ops", "kernel", "mem", "config", "weights", "image", "text"]),
+    ("workbench", &["backend", "plan", "ops", "kernel", "host", "mem", "image"]),
     ("engine", &["models", "backend", "trace", "plan", "ops", "kernel", "mem", "config", "weights", "image", "text"]),
     ("server", &["engine", "models", "mem", "config", "image", "text"]),
     (
