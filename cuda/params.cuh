@@ -207,6 +207,12 @@ struct ResizeParams {
 };
 static_assert(sizeof(ResizeParams) == 88, "ResizeParams: change src/ops/resize.rs with it");
 
+struct CeilingParams {
+    const void* data;  // as many vectors of 16 bytes as the grid covers
+    void* sink;        // (1) of u32
+};
+static_assert(sizeof(CeilingParams) == 16, "CeilingParams: change src/workbench/ceiling.rs with it");
+
 // Once in every cuda/<op>.cu, with op = the file's name.
 #define EXPORT_PARAMS(op, Params) \
     extern "C" { __constant__ uint32_t op##_params_size = sizeof(Params); }

@@ -32,6 +32,7 @@ pub mod ops;
 pub mod plan;
 pub mod text;
 pub mod weights;
+pub mod workbench;
 
 pub use engine::{Engine, Options, Output, Prompt, Request, Sampling};
 pub use error::{DeviceLost, Error, Result};

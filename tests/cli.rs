@@ -292,6 +292,41 @@ fn dummy_weights_need_no_files() {
 }
 
 #[test]
+fn kernels_are_listed_with_their_cases_and_need_a_gpu_for_more() {
+    let listed = succeed(&["kernels", "list", "--json"]);
+    let ops: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(ops.len(), ocelli::ops::Op::NAMES.len());
+    let gemm = ops.iter().find(|op| op["op"] == "gemm").unwrap();
+    assert!(gemm["cases"].as_u64() > gemm["edges"].as_u64() && gemm["edges"].as_u64() > Some(1), "{gemm}");
+    let shown = succeed(&["kernels", "list"]);
+    assert!(shown.contains("rope_kv") && shown.contains("of them edges"), "{shown}");
+    for kernel in gemm["kernels"].as_array().unwrap() {
+        assert!(shown.contains(kernel["symbol"].as_str().unwrap()), "{shown}");
+    }
+
+    for usage in [
+        &["kernels"][..],
+        &["kernels", "check", "no_such_op"],
+        &["kernels", "check", "--fill", "ones"],
+        &["kernels", "check", "--dtype", "f32"],
+        &["kernels", "bench", "--repeat", "3"],
+        &["kernels", "bench", "--against", "rocblas"],
+    ] {
+        fail(usage, 2);
+    }
+    for command in ["check", "bench"] {
+        let message = fail(&["kernels", command, "gemm", "--shape", "no such shape"], 1);
+        assert!(message.contains("no case of gemm matches --shape \"no such shape\""), "{message}");
+    }
+    if !Path::new("/dev/nvidiactl").exists() {
+        for command in ["check", "bench"] {
+            let message = fail(&["kernels", command, "rmsnorm"], 1);
+            assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+        }
+    }
+}
+
+#[test]
 fn doctor_completions_and_man_print_something_useful() {
     let doctor: Value = serde_json::from_str(&succeed(&["doctor", "--json"])).unwrap();
     for name in ["build", "models", "cpu", "demo"] {

@@ -52,10 +52,10 @@ fn images_hold_what_the_table_says() {
             }
             Kind::Cubin => assert!(image.bytes.starts_with(b"\x7fELF"), "{name} is no machine code"),
         }
-        // Logits are f32 and pixels bytes, whatever a model computes in.
+        // Logits are f32 and pixels bytes, whatever a model computes in; a ceiling reads bytes.
         let dtypes: &[&str] = match image.kernel {
             "sample" => &["f32"],
-            "resize" => &["u8"],
+            "resize" | "ceiling" => &["u8"],
             _ => &["f16", "bf16"],
         };
         for dtype in dtypes {

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod doctor;
 mod inspect;
+mod kernels;
 mod locate;
 mod plan;
 mod progress;
@@ -40,6 +41,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Print the launch list of a model with bytes and operations
     Plan(plan::PlanArgs),
+    /// Every op's kernel by itself: what there is, whether it is right, what it takes
+    Kernels(kernels::KernelsArgs),
     /// Say what this machine and this build can run
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => completions(shell),
         Command::Man => man(),

@@ -161,6 +161,16 @@ impl Device {
         &self.properties
     }
 
+    /// Bytes of the L2 cache.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn l2_bytes(&self) -> Result<usize> {
+        self.gate.enter()?;
+        let attribute = self.gate.context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+        Ok(usize::try_from(self.gate.check(attribute)?)?)
+    }
+
     /// Wait until everything that was enqueued has run.
     ///
     /// # Errors

@@ -54,6 +54,24 @@ impl Image {
             Kind::Cubin => major == self.major && minor >= self.minor,
         }
     }
+
+    /// Names of its kernels, sorted: what PTX declares as `.entry NAME`, and sections `.text.NAME` in machine code.
+    pub fn entries(&self) -> Vec<&'static str> {
+        let (mark, name_ends): (&[u8], fn(&u8) -> bool) = match self.kind {
+            Kind::Ptx => (b".entry ", |b| !b.is_ascii_alphanumeric() && *b != b'_'),
+            Kind::Cubin => (b"\0.text.", |b| *b == 0),
+        };
+        let mut names: Vec<&str> = Vec::new();
+        let mut rest = self.bytes;
+        while let Some(at) = rest.windows(mark.len()).position(|w| w == mark) {
+            rest = &rest[at + mark.len()..];
+            let name = &rest[..rest.iter().position(name_ends).unwrap_or(rest.len())];
+            names.extend(std::str::from_utf8(name).ok());
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
 }
 
 /// Whether `images` hold machine code of compute capability 9.0 with the instructions that no other has.
@@ -141,6 +159,14 @@ mod tests {
         {
             assert_eq!(picked(&images, capability), arch, "{capability:?}");
         }
+    }
+
+    #[test]
+    fn the_names_of_kernels_are_found_in_text_and_in_machine_code() {
+        let ptx = Image { bytes: b"//\n.visible .entry b_f16(\n.weak .entry a_f16(\n\tcall .entry_", ..PTX_80 };
+        assert_eq!(ptx.entries(), ["a_f16", "b_f16"]);
+        let cubin = Image { bytes: b"\x7fELF\0.nv.info.a_f16\0.text.a_f16\0.rela.text.c\0", ..SM_90A };
+        assert_eq!(cubin.entries(), ["a_f16"]);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! [`image`] picks the code that a device can run and needs no GPU to do it; [`driver`] is the only place that talks
 //! to the CUDA driver, and loads it when it is first used, so a binary with this module starts on any machine.
 
+#[cfg(feature = "cublaslt")]
+pub mod cublaslt;
 pub mod driver;
+pub mod event;
 mod fault;
 mod graph;
 pub mod image;
@@ -78,6 +81,11 @@ impl Cuda {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Where the regions lie.
+    pub fn bases(&self) -> &Bases {
+        &self.bases
     }
 
     fn function(&self, launched: &Launched) -> Result<Function> {

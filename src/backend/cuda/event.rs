@@ -1,0 +1,59 @@
+//! Points in the work of a device, and the time between them as the device saw it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use cudarc::driver::CudaEvent;
+use cudarc::driver::sys::CUevent_flags;
+
+use super::driver::Device;
+use super::fault::Gate;
+
+/// A point in the work of a device.
+pub struct Event {
+    event: CudaEvent,
+    gate: Arc<Gate>,
+}
+
+impl Device {
+    /// A point that has not been set.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn event(&self) -> Result<Event> {
+        self.gate.enter()?;
+        let event = self.gate.check(self.gate.context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)))?;
+        Ok(Event { event, gate: self.gate.clone() })
+    }
+}
+
+impl Event {
+    /// Set it to after everything that was enqueued before, and before everything that will be.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn record(&self) -> Result<()> {
+        self.gate.enter()?;
+        self.gate.check(self.event.record(&self.gate.stream))
+    }
+
+    /// Whether the device has come this far, without waiting for it.
+    ///
+    /// # Errors
+    /// The driver fails, or an earlier launch did.
+    pub fn is_reached(&self) -> Result<bool> {
+        self.gate.enter()?;
+        self.gate.check(self.event.try_is_complete())
+    }
+
+    /// Time from `earlier` to here; waits until the device has reached both. A tick is about half a microsecond.
+    ///
+    /// # Errors
+    /// The driver fails, or an earlier launch did.
+    pub fn since(&self, earlier: &Event) -> Result<Duration> {
+        self.gate.enter()?;
+        let ms = self.gate.check(earlier.event.elapsed_ms(&self.event))?;
+        Ok(Duration::from_secs_f64(f64::from(ms) / 1e3))
+    }
+}
