@@ -10,7 +10,8 @@ use crate::mem::{Bases, Buf, Spans};
 /// those of the other; black lies around what is kept.
 ///
 /// The arithmetic is Pillow's (`ImagingResample` for 8 bits): integers with 22 fraction bits, so a result is right to
-/// the byte or wrong. The weights come from [`image::Cut`](crate::image::Cut), which does the same on the host.
+/// the byte or wrong. The weights come from [`image::Cut`](crate::image::Cut), which does the same on the host. The picture
+/// and the tables are the host's: no op of the same plan writes them.
 #[derive(Clone, Copy, Debug)]
 pub struct Resize {
     /// `[rows.tile, columns.tile, 3]`, RGB.

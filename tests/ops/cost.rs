@@ -4,7 +4,7 @@ use ocelli::kernel::Cost;
 use ocelli::mem::{Act, Buf, DType, Layout, Region};
 use ocelli::ops::{
     DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, LayerNorm, Op, PagedDecode, PagedKv, PagedPrefill, PatchEmbed,
-    RandomFill, RmsNorm, RopeKv,
+    RandomFill, Resize, ResizeAxis, RmsNorm, RopeKv,
 };
 
 fn costs(op: impl Into<Op>) -> Cost {
@@ -84,6 +84,21 @@ fn copies_move_their_rows_twice_and_their_indices_once() {
 fn a_fill_writes_and_reads_nothing() {
     let y = layout().take(30);
     assert_eq!(costs(RandomFill { y, seed: 1, mean: 0.0, spread: 1.0 }).bytes, 2 * 30);
+}
+
+#[test]
+fn resizing_moves_picture_tile_and_tables() {
+    let mut l = layout();
+    let mut axis = |picture, kept, taps| {
+        let table = l.take((1 + taps) * kept);
+        ResizeAxis { table, taps, picture, offset: 0, tile: kept, first: 0, kept }
+    };
+    let (columns, rows) = (axis(20, 8, 5), axis(30, 10, 6));
+    let (y, x) = (l.take(10 * 8 * 3), l.take(30 * 20 * 3));
+    let cost = costs(Resize { y, x, columns, rows, colour: [0; 3], reach: 30 });
+    assert_eq!(cost.bytes, 10 * 8 * 3 + 30 * 20 * 3 + 4 * (6 * 8 + 7 * 10));
+    // Thirty rows of eight sums of five, and eighty sums of six, by channel.
+    assert_eq!(cost.flops, 2 * 3 * (30 * 8 * 5 + 80 * 6));
 }
 
 #[test]
