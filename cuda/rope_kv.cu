@@ -69,8 +69,8 @@ __device__ __forceinline__ void rope_token(const RopeKvParams& p, uint32_t posit
 
 template <typename T>
 __device__ __forceinline__ void rope_kv(const RopeKvParams& p) {
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     const int32_t slot = p.slot_mapping[blockIdx.x];
     if (slot < 0) return;
     const uint32_t position = p.positions[blockIdx.x];

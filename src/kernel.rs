@@ -100,6 +100,9 @@ pub struct GpuInfo {
     pub sms: u32,
     /// Largest dynamic shared memory of a block, in bytes, after opting in.
     pub max_smem: u32,
+    /// Whether the images of this binary hold machine code of this very architecture, and it is 9.0: then they have the
+    /// kernels that use instructions of no other.
+    pub sm_90a: bool,
 }
 
 /// How a kernel is launched.
@@ -115,6 +118,7 @@ pub struct Geometry {
     pub smem: u32,
     /// Blocks of a cluster along x; 1 launches without clusters.
     pub cluster: u32,
-    /// Programmatic dependent launch: the kernel may start while its predecessor drains.
+    /// Programmatic dependent launch: the kernel may start while its predecessor drains. Only where
+    /// [`GpuInfo::sm_90a`] says that its code is there that waits; what is compiled for older architectures does not.
     pub pdl: bool,
 }

@@ -74,7 +74,7 @@ impl Launch for EmbedSplice {
     }
 
     /// One block a row and one thread for eight columns, in whole warps.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
             symbol: symbol!("embed_splice", self.y.dtype()),
@@ -82,7 +82,7 @@ impl Launch for EmbedSplice {
             block: [threads, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         let mut l = Layout::new(Region::Scratch, DType::F16);
         let (y, table, image_rows, ids) = (l.take(645 * 4096), l.take(4096), l.take(4096), l.take(645));
         let g = EmbedSplice { y, table, image_rows, ids, rows: 645, cols: 4096 }.geometry(&gpu);

@@ -79,7 +79,7 @@ impl Launch for Gather {
     }
 
     /// One block a row and one thread for eight columns, in whole warps.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
             symbol: symbol!("gather", self.x.dtype()),
@@ -87,7 +87,7 @@ impl Launch for Gather {
             block: [threads, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         let mut l = Layout::new(Region::Scratch, DType::Bf16);
         let (y, x, index) = (l.take(9 * 4096), l.take(5 * 1024), l.take(9));
         let g = Gather { y, x, index, rows: 9, cols: 1024, y_cols: 4096, first_col: 1024 }.geometry(&gpu);

@@ -211,7 +211,7 @@ impl Launch for Gemm {
             block: [shape.threads, 1, 1],
             smem: shape.smem,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::mem::{Layout, Region};
 
-    const H200: GpuInfo = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+    const H200: GpuInfo = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
 
     fn gemm(m: usize, n: usize, k: usize, epilogue: Epilogue) -> Gemm {
         let mut l = Layout::new(Region::Scratch, DType::Bf16);

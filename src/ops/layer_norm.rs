@@ -81,7 +81,7 @@ impl Launch for LayerNorm {
 
     /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a
     /// row is added up in the same order in any batch.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
             symbol: symbol!("layer_norm", self.x.dtype()),
@@ -89,7 +89,7 @@ impl Launch for LayerNorm {
             block: [threads, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_row_is_a_block_whose_threads_depend_on_its_length_alone() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         for (rows, cols, threads) in [(577, 1024, 128), (1, 1024, 128), (3, 1, 32), (2, 20_000, 1024)] {
             let mut l = Layout::new(Region::Scratch, DType::F16);
             let (x, weight, bias) = (l.take(rows * cols), l.take(cols), l.take(cols));

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_cluster_depends_on_the_architecture_alone() {
-        let gpu = |compute_capability| GpuInfo { compute_capability, sms: 132, max_smem: 166_912 };
+        let gpu = |compute_capability| GpuInfo { compute_capability, sms: 132, max_smem: 166_912, sm_90a: false };
         let shape = |capability, seqs, heads, kv_heads| {
             let geometry = op(seqs, heads, kv_heads).geometry(&gpu(capability));
             assert_eq!(geometry.symbol, "paged_decode_f16_d96");

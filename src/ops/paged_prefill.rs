@@ -117,7 +117,7 @@ impl Launch for PagedPrefill {
 
     /// As many blocks a head as `tokens` rows can need, however they are divided among the sequences: `n` rows of one
     /// need `ceil(n / 64)`, which is at most `(n + 63) / 64`.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let blocks = (self.tokens + self.seqs * (TILE - 1)) / TILE;
         Geometry {
             symbol: entry_point!("paged_prefill", self.o.dtype(), self.kv.head_dim, [32, 64, 96, 128]),
@@ -125,7 +125,7 @@ impl Launch for PagedPrefill {
             block: [128, 1, 1],
             smem: (4 * TILE * self.kv.head_dim * self.o.dtype().size()) as u32,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn there_are_blocks_enough_for_any_division_among_the_sequences() {
-        let gpu = GpuInfo { compute_capability: (8, 0), sms: 108, max_smem: 166_912 };
+        let gpu = GpuInfo { compute_capability: (8, 0), sms: 108, max_smem: 166_912, sm_90a: false };
         let blocks = |seqs, tokens| op(DType::F16, seqs, tokens, 96).geometry(&gpu).grid;
         assert_eq!(blocks(1, 1), [4, 1, 1]);
         assert_eq!(blocks(1, 645), [4, 11, 1]);

@@ -160,7 +160,7 @@ impl Launch for PatchEmbed {
 
     /// A block for 16 patches of a tile and one more for the tile's class token; a block sees whole rows, because it
     /// normalises them.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let blocks = (self.grid() * self.grid()).div_ceil(BLOCK_PATCHES) + 1;
         Geometry {
             symbol: symbol!("patch_embed", self.weight.dtype()),
@@ -168,7 +168,7 @@ impl Launch for PatchEmbed {
             block: [512, 1, 1],
             smem: self.smem() as u32,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn rows_and_patches_of_a_block_lie_in_shared_memory() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         for (image_size, patch_size, hidden, blocks, smem) in
             [(336usize, 14usize, 1024, 37, 86_528), (168, 14, 192, 10, 33_280)]
         {

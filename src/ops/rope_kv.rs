@@ -137,7 +137,7 @@ impl Launch for RopeKv {
 
     /// A token along x and slices of its heads along y; a thread turns eight pairs of a head, or one pair where a half
     /// head is no multiple of eight.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let half = self.kv.head_dim / 2;
         let pieces = if half.is_multiple_of(8) { half / 8 } else { half };
         let slices = ((self.heads + 2 * self.kv.kv_heads) * pieces).div_ceil(THREADS);
@@ -147,7 +147,7 @@ impl Launch for RopeKv {
             block: [THREADS as u32, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_heads_of_a_token_are_spread_over_blocks() {
-        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448 };
+        let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: false };
         // 7B; Phi-3-vision; the demo's grouped heads; an odd half head.
         for (heads, kv_heads, head_dim, slices) in [(32, 32, 128, 3), (32, 32, 96, 3), (4, 2, 32, 1), (2, 1, 20, 1)] {
             let mut l = Layout::new(Region::Scratch, DType::Bf16);

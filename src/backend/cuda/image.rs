@@ -56,6 +56,11 @@ impl Image {
     }
 }
 
+/// Whether `images` hold machine code of compute capability 9.0 with the instructions that no other has.
+pub fn has_sm_90a(images: &[Image]) -> bool {
+    images.iter().any(|i| i.kind == Kind::Cubin && i.exact && (i.major, i.minor) == (9, 0))
+}
+
 /// The best of `images` for `kernel` on a device: machine code before PTX, then the latest architecture.
 ///
 /// # Errors
@@ -118,6 +123,13 @@ mod tests {
         ] {
             assert_eq!(picked(DEFAULT, capability), arch, "{capability:?}");
         }
+    }
+
+    #[test]
+    fn only_exact_machine_code_has_the_instructions_of_one_architecture() {
+        assert!(has_sm_90a(DEFAULT));
+        assert!(!has_sm_90a(&[PTX_80, image("sm_90", Kind::Cubin, 9, 0, false)]));
+        assert!(!has_sm_90a(&[image("sm_100a", Kind::Cubin, 10, 0, true)]));
     }
 
     #[test]

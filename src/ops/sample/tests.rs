@@ -152,7 +152,7 @@ fn scores_live_in_shared_memory_where_they_fit() {
             rows: 3,
             vocab,
         };
-        let g = op.geometry(&GpuInfo { compute_capability: (9, 0), sms: 132, max_smem });
+        let g = op.geometry(&GpuInfo { compute_capability: (9, 0), sms: 132, max_smem, sm_90a: false });
         assert_eq!((g.symbol, g.grid, g.block, g.smem), ("sample_f32", [3, 1, 1], [1024, 1, 1], smem));
     }
 }
