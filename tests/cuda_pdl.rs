@@ -3,6 +3,8 @@
 //! wrote, over and over and with other numbers each time, so that whoever reads or writes too early changes the result.
 
 #![cfg(feature = "cuda")]
+// The helpers of tests print, too.
+#![allow(clippy::print_stdout)]
 
 mod gpu;
 // Each test uses a part of it.
