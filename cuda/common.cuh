@@ -65,7 +65,17 @@ __device__ __forceinline__ float block_sum(float v, float (&partial_smem)[kMaxWa
     return warp_sum(lane < blockDim.x / kWarpSize ? partial_smem[lane] : 0.0f);
 }
 
-// Programmatic dependent launch (Geometry::pdl). Both are nothing when the launch does not carry the attribute.
+// Dynamic shared memory of this launch: Geometry::smem.
+__device__ __forceinline__ uint32_t dynamic_smem_bytes() {
+    uint32_t bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
+
+// Programmatic dependent launch (Geometry::pdl). Both are nothing when the launch does not carry the attribute. Every kernel
+// triggers at its start and waits in every thread, even one that needs nothing of its predecessor: that a kernel has ended
+// must mean that all before it have. Before the wait it may read what no kernel of a plan writes: weights, what the host
+// wrote before the plan, and keys and values of earlier steps.
 
 // Before the first access to anything that the previous kernel wrote, or still reads.
 __device__ __forceinline__ void pdl_wait() {

@@ -17,6 +17,7 @@ struct FusedRows {
 
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void dense_attention(const DenseAttentionParams& p) {
+    pdl_launch_dependents();
     const uint32_t first = blockIdx.x * kTileM, head = blockIdx.y, width = p.heads * kHeadDim;
     const size_t token0 = size_t(blockIdx.z) * p.tokens;
     const T* qkv = static_cast<const T*>(p.qkv) + token0 * 3 * width + head * kHeadDim;
@@ -27,7 +28,6 @@ __device__ __forceinline__ void dense_attention(const DenseAttentionParams& p) {
                             min(p.tokens - first, uint32_t(kTileM)),
                             0};
     pdl_wait();
-    pdl_launch_dependents();
     flash_tile<false, kHeadDim>(tile, qkv + width, qkv + 2 * width, FusedRows{3 * size_t(width)}, p.tokens,
                                 p.scale_log2);
 }

@@ -10,8 +10,8 @@
 
 template <typename T>
 __device__ __forceinline__ void embed_splice(const EmbedSpliceParams& p) {
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     const size_t row = blockIdx.x;
     const int32_t id = p.ids[row];
     const T* rows = static_cast<const T*>(id < 0 ? p.image_rows : p.table);

@@ -111,6 +111,119 @@ __device__ __forceinline__ void fetch_tile(uint32_t k_smem, uint32_t v_smem, con
     cp_async_commit();
 }
 
+// A warp's 16 queries on their way over the keys. With g = lane / 4 and t = lane % 4, a lane has the rows g and g + 8;
+// of 8 scores or outputs in a row, it has 2t and 2t + 1.
+template <typename T, int kHeadDim>
+struct WarpRows {
+    uint32_t q[kHeadDim / 16][4];
+    float s[kTileN / 8][4];         // scores, then weights
+    float o[kHeadDim / 8][4] = {};
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};  // sums of this lane's keys
+
+    // Rows from tile.rows on are zeros.
+    __device__ __forceinline__ void fetch_queries(const QueryTile<T>& tile, uint32_t warp_row, uint32_t lane) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+            const uint32_t row = warp_row + lane / 4 + part % 2 * 8;
+            const T* from = tile.q + size_t(row) * tile.q_stride + lane % 4 * 2 + part / 2 * 8;
+#pragma unroll
+            for (int i = 0; i < kHeadDim / 16; ++i) {
+                q[i][part] = row < tile.rows ? *reinterpret_cast<const uint32_t*>(from + i * 16) : 0;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void score(uint32_t k_smem, uint32_t lane) {
+#pragma unroll
+        for (int n = 0; n < kTileN / 8; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 16; ++i) {
+#pragma unroll
+            for (int n = 0; n < kTileN / 16; ++n) {
+                const uint32_t key = n * 16 + lane % 8 + lane / 16 * 8, chunk = i * 2 + lane / 8 % 2;
+                uint32_t b[4];
+                ldmatrix_x4(b, k_smem + swizzled<kHeadDim>(key, chunk));
+                mma<T>(s[2 * n], q[i], b[0], b[1]);
+                mma<T>(s[2 * n + 1], q[i], b[2], b[3]);
+            }
+        }
+    }
+
+    // Keys from seen0 on, in row g, and from seen1 on, in row g + 8, do not count; `first` is the first of this step.
+    __device__ __forceinline__ void mask(uint32_t first, uint32_t seen0, uint32_t seen1, uint32_t lane) {
+#pragma unroll
+        for (int n = 0; n < kTileN / 8; ++n) {
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                const uint32_t key = first + n * 8 + lane % 4 * 2 + c % 2;
+                if (key >= (c < 2 ? seen0 : seen1)) s[n][c] = -INFINITY;
+            }
+        }
+    }
+
+    // Scores to weights relative to the new maximum; what was summed so far is scaled to it.
+    __device__ __forceinline__ void soften(float scale_log2) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float high = top[r];
+#pragma unroll
+            for (int n = 0; n < kTileN / 8; ++n) high = fmaxf(high, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+            high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+            const float shrink = exp2_approx((top[r] - high) * scale_log2), shift = high * scale_log2;
+            float total = 0.0f;
+#pragma unroll
+            for (int n = 0; n < kTileN / 8; ++n) {
+#pragma unroll
+                for (int c = 2 * r; c < 2 * r + 2; ++c) {
+                    s[n][c] = exp2_approx(fmaf(s[n][c], scale_log2, -shift));
+                    total += s[n][c];
+                }
+            }
+            top[r] = high;
+            sum[r] = fmaf(sum[r], shrink, total);
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 8; ++n) {
+                o[n][2 * r] *= shrink;
+                o[n][2 * r + 1] *= shrink;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void accumulate(uint32_t v_smem, uint32_t lane) {
+#pragma unroll
+        for (int i = 0; i < kTileN / 16; ++i) {
+            const float(&left)[4] = s[2 * i], (&right)[4] = s[2 * i + 1];
+            const uint32_t p[4] = {pack2<T>(left[0], left[1]), pack2<T>(left[2], left[3]),
+                                   pack2<T>(right[0], right[1]), pack2<T>(right[2], right[3])};
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 16; ++n) {
+                uint32_t b[4];
+                ldmatrix_x4_transposed(b, v_smem + swizzled<kHeadDim>(i * 16 + lane % 16, n * 2 + lane / 16));
+                mma<T>(o[2 * n], p, b[0], b[1]);
+                mma<T>(o[2 * n + 1], p, b[2], b[3]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store(const QueryTile<T>& tile, uint32_t warp_row, uint32_t lane) const {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float total = sum[r];
+            total += __shfl_xor_sync(0xffffffffu, total, 1);
+            total += __shfl_xor_sync(0xffffffffu, total, 2);
+            const float inverse = 1.0f / total;
+            const uint32_t row = warp_row + lane / 4 + r * 8;
+            if (row >= tile.rows) continue;
+            T* to = tile.o + size_t(row) * tile.o_stride + lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < kHeadDim / 8; ++n) {
+                *reinterpret_cast<uint32_t*>(to + n * 8) = pack2<T>(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+            }
+        }
+    }
+};
+
 // softmax(q k^T * scale) v of one tile of one head, over the keys 0 .. `keys` or, causally, up to each query's own.
 // `rows.offset(i)` is the place of key and value i after `k` and `v`; scale_log2 is the scale times log2(e). Needs
 // 4 * kTileBytes of dynamic shared memory.
@@ -121,27 +234,14 @@ __device__ __forceinline__ void flash_tile(const QueryTile<T>& tile, const T* k,
     extern __shared__ uint4 tiles_smem[];
     constexpr uint32_t kBytes = kTileBytes<kHeadDim>;
     const uint32_t k_smem = smem_address(tiles_smem), v_smem = k_smem + 2 * kBytes;
-    const uint32_t lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
-    const uint32_t warp_row = threadIdx.x / kWarpSize * 16;
+    const uint32_t lane = threadIdx.x % kWarpSize, warp_row = threadIdx.x / kWarpSize * 16;
     const uint32_t steps = (keys + kTileN - 1) / kTileN;
-    fetch_tile<kHeadDim>(k_smem, v_smem, k, v, rows, 0, keys);
-
-    uint32_t q[kHeadDim / 16][4];
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-        const uint32_t row = warp_row + g + part % 2 * 8;
-        const T* from = tile.q + size_t(row) * tile.q_stride + t * 2 + part / 2 * 8;
-#pragma unroll
-        for (int i = 0; i < kHeadDim / 16; ++i) {
-            q[i][part] = row < tile.rows ? *reinterpret_cast<const uint32_t*>(from + i * 16) : 0;
-        }
-    }
-
-    float o[kHeadDim / 8][4] = {};
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};  // of the rows g and g + 8; sums of this lane's keys
     // How many keys a row sees. Rows that are not there see some too, and are not stored.
     const auto seen = [&](uint32_t row) { return kCausal ? tile.position + row + 1 : keys; };
 
+    WarpRows<T, kHeadDim> warp;
+    fetch_tile<kHeadDim>(k_smem, v_smem, k, v, rows, 0, keys);
+    warp.fetch_queries(tile, warp_row, lane);
     for (uint32_t step = 0; step < steps; ++step) {
         const uint32_t first = step * kTileN, stage = step % 2 * kBytes, next = (step + 1) % 2 * kBytes;
         if (step + 1 < steps) {
@@ -153,82 +253,15 @@ __device__ __forceinline__ void flash_tile(const QueryTile<T>& tile, const T* k,
         __syncthreads();
         // A warp without queries, or of which no query sees a key of this step, has nothing to do.
         if (warp_row < tile.rows && first < seen(warp_row + 15)) {
-            float s[kTileN / 8][4] = {};
-#pragma unroll
-            for (int i = 0; i < kHeadDim / 16; ++i) {
-#pragma unroll
-                for (int n = 0; n < kTileN / 16; ++n) {
-                    uint32_t b[4];
-                    const uint32_t key = n * 16 + lane % 8 + lane / 16 * 8, chunk = i * 2 + lane / 8 % 2;
-                    ldmatrix_x4(b, k_smem + stage + swizzled<kHeadDim>(key, chunk));
-                    mma<T>(s[2 * n], q[i], b[0], b[1]);
-                    mma<T>(s[2 * n + 1], q[i], b[2], b[3]);
-                }
-            }
+            warp.score(k_smem + stage, lane);
             if (first + kTileN > seen(warp_row)) {
-#pragma unroll
-                for (int n = 0; n < kTileN / 8; ++n) {
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) {
-                        const uint32_t key = first + n * 8 + t * 2 + c % 2;
-                        if (key >= seen(warp_row + g + c / 2 * 8)) s[n][c] = -INFINITY;
-                    }
-                }
+                const uint32_t row = warp_row + lane / 4;
+                warp.mask(first, seen(row), seen(row + 8), lane);
             }
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                float high = top[r];
-#pragma unroll
-                for (int n = 0; n < kTileN / 8; ++n) high = fmaxf(high, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
-                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-                const float shrink = exp2_approx((top[r] - high) * scale_log2), shift = high * scale_log2;
-                float total = 0.0f;
-#pragma unroll
-                for (int n = 0; n < kTileN / 8; ++n) {
-#pragma unroll
-                    for (int c = 2 * r; c < 2 * r + 2; ++c) {
-                        s[n][c] = exp2_approx(fmaf(s[n][c], scale_log2, -shift));
-                        total += s[n][c];
-                    }
-                }
-                top[r] = high;
-                sum[r] = fmaf(sum[r], shrink, total);
-#pragma unroll
-                for (int n = 0; n < kHeadDim / 8; ++n) {
-                    o[n][2 * r] *= shrink;
-                    o[n][2 * r + 1] *= shrink;
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < kTileN / 16; ++i) {
-                const uint32_t p[4] = {pack2<T>(s[2 * i][0], s[2 * i][1]), pack2<T>(s[2 * i][2], s[2 * i][3]),
-                                       pack2<T>(s[2 * i + 1][0], s[2 * i + 1][1]),
-                                       pack2<T>(s[2 * i + 1][2], s[2 * i + 1][3])};
-#pragma unroll
-                for (int n = 0; n < kHeadDim / 16; ++n) {
-                    uint32_t b[4];
-                    ldmatrix_x4_transposed(b, v_smem + stage + swizzled<kHeadDim>(i * 16 + lane % 16, n * 2 + lane / 16));
-                    mma<T>(o[2 * n], p, b[0], b[1]);
-                    mma<T>(o[2 * n + 1], p, b[2], b[3]);
-                }
-            }
+            warp.soften(scale_log2);
+            warp.accumulate(v_smem + stage, lane);
         }
         __syncthreads();
     }
-
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float total = sum[r];
-        total += __shfl_xor_sync(0xffffffffu, total, 1);
-        total += __shfl_xor_sync(0xffffffffu, total, 2);
-        const float inverse = 1.0f / total;
-        const uint32_t row = warp_row + g + r * 8;
-        if (row >= tile.rows) continue;
-        T* to = tile.o + size_t(row) * tile.o_stride + t * 2;
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-            *reinterpret_cast<uint32_t*>(to + n * 8) = pack2<T>(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
-        }
-    }
+    warp.store(tile, warp_row, lane);
 }

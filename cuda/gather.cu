@@ -10,8 +10,8 @@
 
 template <typename T>
 __device__ __forceinline__ void gather(const GatherParams& p) {
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     const size_t row = blockIdx.x, from = p.index[row];
     T* y = static_cast<T*>(p.y) + row * p.y_cols + p.first_col;
     copy_row(y, static_cast<const T*>(p.x) + from * p.cols, p.cols);

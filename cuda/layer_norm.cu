@@ -45,6 +45,7 @@ __device__ __forceinline__ float sum_of_squares(const Vec8<T>& x, float mean) {
 template <typename T>
 __device__ __forceinline__ void layer_norm(const LayerNormParams& p) {
     __shared__ float mean_smem[kMaxWarps], variance_smem[kMaxWarps];
+    pdl_launch_dependents();
     const uint32_t cols = p.cols, stride = blockDim.x;
     const size_t row = size_t(blockIdx.x) * cols;
     const T* x = static_cast<const T*>(p.x) + row;
@@ -60,7 +61,6 @@ __device__ __forceinline__ void layer_norm(const LayerNormParams& p) {
         Vec8<T> x0{}, w0{}, b0{};
         if (first < vecs) w0 = load8(w, first), b0 = load8(b, first);
         pdl_wait();
-        pdl_launch_dependents();
         if (first < vecs) x0 = load8(x, first);
         total = sum(x0);
         for (uint32_t i = first + stride; i < vecs; i += stride) total += sum(load8(x, i));
@@ -76,7 +76,6 @@ __device__ __forceinline__ void layer_norm(const LayerNormParams& p) {
         }
     } else {
         pdl_wait();
-        pdl_launch_dependents();
         for (uint32_t i = threadIdx.x; i < cols; i += stride) total += to_f32(x[i]);
         const float mean = block_sum(total, mean_smem) / cols;
         for (uint32_t i = threadIdx.x; i < cols; i += stride) squares += square(to_f32(x[i]) - mean);

@@ -1,27 +1,38 @@
-// What:   attention of one token a sequence, the last of seq_len, over its cache; zeros where seq_len is 0.
-// Layout: qkv (rows, heads + 2 kv_heads, head_dim), of which only q is read; cache (block, kv_head, 16, head_dim);
+// What:   attention of one new token a sequence. Its q and k are rotated, its k and v written to their slot of the paged
+//         cache, and it attends to the seq_len tokens of its sequence, of which it is the last. Zeros, and no write,
+//         where the slot is -1.
+// Layout: qkv (rows, heads + 2 kv_heads, head_dim), left as it is; cache (block, kv_head, 16, head_dim);
 //         o (rows, heads, head_dim). Row s is that of sequence s.
 // Grid:   x = part of the keys, y = kv_head and 8 of its query heads, z = sequence; four warps. The blocks along x are
-//         one cluster: warp w of part r takes the cache blocks 4 r + w, + 4 * parts, ..., and what the warps found is
-//         put together in shared memory, first that of a block, then that of the cluster. Without clusters (PTX for
-//         compute_80) the blocks of x > 0 end at once and the first does it all.
+//         one cluster: warp w of part r takes the cache blocks kCluster * w + r, + 4 * kCluster, ... What a warp found
+//         it writes to the shared memory of the others, where each block puts a part of the head together. Without
+//         clusters (PTX for compute_80) the blocks of x > 0 end at once and the first does it all.
 // Limits: head_dim 32, 64, 96 or 128; buffers 16-byte aligned.
 // Order:  depends on seq_len and the cluster size alone, so a row gives the same bits in any batch. They are not the
 //         bits of paged_prefill, which adds up in another order.
-// Bound:  memory: 8 sequences of 4096 tokens with 32 key heads of 128 read 4.1 TB/s (131 us), of 645 tokens 2.7 TB/s
-//         (32 us). One sequence is bound by latency: 4.4 us for 1 token, 7.7 us for 645, 26 us for 4096. With 8 key
-//         heads for 32 queries: 6.9 us for 645, 16 us for 4096, 38 us for 8 of 4096. (bf16, launches in a row, H200,
-//         driver 580.159, 2026-11-22.)
+// Start:  keys and values of earlier steps are on their way before the preceding kernel has ended, a warp's first cache
+//         blocks each to a stage of shared memory; how many stages there are is the launch's choice and changes no bit.
+// Bound:  memory, for many sequences: with 32 key heads of 128, 64 of 645 tokens take 165 us (4.1 TB/s), 256 take 631 us
+//         (4.3 TB/s) and 8 of 4096 133 us (4.0 TB/s). Few are bound by latency: one of 64 tokens takes 3.7 us, of 645
+//         6.4 us, of 4096 24 us; 8 of 645 take 26 us (3.3 TB/s). With 8 key heads for 32 queries, one of 645 takes 4.3 us,
+//         8 take 8.4 us and 64 take 49 us. Rotation and writes included; launches of a graph that may overlap, each with
+//         a cache of its own. (bf16, H200, driver 580.159, 2026-11-22.)
 
+#include "cluster.cuh"
 #include "flash.cuh"
 #include "params.cuh"
+#include "rope.cuh"
 
-constexpr int kKvBlock = 16, kWarps = 4, kThreads = kWarps * kWarpSize;
-constexpr int kQueries = 8;  // columns of a tensor core product; query heads that share a key head fill them
-
-// Blocks of a multiprocessor for which the compiler must leave registers: as many as fit without spilling.
-template <int kHeadDim>
-constexpr int kResident = kHeadDim == 128 ? 3 : 4;
+constexpr uint32_t kKvBlock = 16;  // tokens of a cache block: KV_BLOCK in src/ops/attention.rs
+constexpr uint32_t kWarps = 4, kThreads = kWarps * kWarpSize;
+constexpr uint32_t kQueries = 8;   // columns of a tensor core product; query heads that share a key head fill them
+constexpr int kResident = 5;       // blocks of a multiprocessor for which the compiler must leave registers
+#if __CUDA_ARCH__ >= 900
+constexpr uint32_t kCluster = 4;  // CLUSTER in src/ops/paged_decode.rs
+#else
+constexpr uint32_t kCluster = 1;
+#endif
+constexpr uint32_t kSources = kCluster * kWarps;  // warps that divide the blocks of a sequence among them
 
 // An 8x8 matrix of 2-byte elements, spread over a warp like a quarter of an operand, transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t m) {
@@ -30,113 +41,103 @@ __device__ __forceinline__ uint32_t transposed(uint32_t m) {
     return r;
 }
 
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ uint32_t cluster_rank() {
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-}
-__device__ __forceinline__ uint32_t cluster_size() {
-    uint32_t n;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    return n;
-}
-// A barrier of all threads of the cluster; what they wrote before to shared memory can be read after.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// The value of a shared variable in block `rank` of the cluster.
-__device__ __forceinline__ float cluster_load(const float* p, uint32_t rank) {
-    uint32_t at;
-    float v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(smem_address(p)), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
-    return v;
-}
-#else
-__device__ __forceinline__ uint32_t cluster_rank() { return blockIdx.x; }
-__device__ __forceinline__ uint32_t cluster_size() { return 1; }
-__device__ __forceinline__ void cluster_sync() { __syncthreads(); }
-__device__ __forceinline__ float cluster_load(const float* p, uint32_t) { return *p; }
-#endif
+// What a block answers: the heads `head` to `head + queries - 1` of one sequence, which share a key head.
+struct Task {
+    uint32_t seq, kv_head, head, queries;
+    bool writes;  // of the blocks with this key head and this part of the keys, the one that writes k and v
 
-// What some of the keys contribute to the queries of a block: the largest score, the sum of the weights relative to
-// it, and the values weighted so. Nothing seen is (-infinity, 0, 0).
-template <int kHeadDim>
-struct Partial {
-    float top[kQueries], sum[kQueries], o[kQueries][kHeadDim];
+    __device__ __forceinline__ explicit Task(const PagedDecodeParams& p) {
+        const uint32_t group = p.heads / p.kv_heads, tiles = (group + kQueries - 1) / kQueries;
+        const uint32_t first_query = blockIdx.y % tiles * kQueries;
+        seq = blockIdx.z, kv_head = blockIdx.y / tiles, head = kv_head * group + first_query;
+        queries = min(group - first_query, kQueries), writes = first_query == 0;
+    }
 };
 
-// Scales from one maximum to a larger one.
-__device__ __forceinline__ float weight(float top, float largest, float scale_log2) {
-    return top == -INFINITY ? 0.0f : exp2_approx((top - largest) * scale_log2);
-}
+// Shared memory of a block: what the warps of the cluster found for this block's part of the head (the largest score, and
+// the sum of the weights relative to that; the values weighted so), the new token, and the stages of each warp.
+template <typename T, int kHeadDim>
+struct Shared {
+    static constexpr uint32_t kPart = kHeadDim / kCluster, kTile = kKvBlock * kHeadDim * sizeof(T);
+    float* o;             // (kSources, queries, kPart)
+    float2* top_and_sum;  // (kSources, queries)
+    T* q;                 // (queries, kHeadDim)
+    T *k, *v;             // (kHeadDim)
+    uint32_t tiles;       // (kWarps, stages, keys then values, 16, kHeadDim), swizzled
+    uint32_t stages;      // as many as fit
 
-// Words of a lane's share of 8 rows of values, 64 bytes a row where a row is a multiple of 128 bytes or 32 else.
-template <int kHeadDim>
-struct ValueWords {
-    using type = uint4;
-};
-template <>
-struct ValueWords<32> {
-    using type = uint2;
-};
-template <>
-struct ValueWords<96> {
-    using type = uint2;
+    __device__ __forceinline__ Shared(float4* smem, uint32_t queries) {
+        o = reinterpret_cast<float*>(smem);
+        top_and_sum = reinterpret_cast<float2*>(o + kSources * queries * kPart);
+        q = reinterpret_cast<T*>(top_and_sum + kSources * queries);
+        k = q + queries * kHeadDim;
+        v = k + kHeadDim;
+        tiles = smem_address(v + kHeadDim);
+        stages = (dynamic_smem_bytes() - (tiles - smem_address(smem))) / (kWarps * 2 * kTile);
+    }
+
+    __device__ __forceinline__ uint32_t stage(uint32_t step) const {
+        return tiles + (threadIdx.x / kWarpSize * stages + step % stages) * 2 * kTile;
+    }
 };
 
 // One warp's walk over its cache blocks. Both products have the keys or values as their first operand, so that 16
-// tokens are the rows of the one and the sum of the other, and they go from the cache to registers without a detour:
-// the order of the head's elements within a product is free, so a lane takes 16 consecutive bytes for what the layout
-// of the instruction calls elements 2t, 2t+1, 2t+8, 2t+9 of two steps.
+// tokens are the rows of the one and the sum of the other. With g = lane / 4 and t = lane % 4:
 template <typename T, int kHeadDim>
 struct Walk {
-    using Words = typename ValueWords<kHeadDim>::type;
-    static constexpr int kKeyLoads = kHeadDim / 32;                         // 16 bytes by 4 lanes
-    static constexpr int kWords = sizeof(Words) / 4;                        // two elements each
-    static constexpr int kValueLoads = kHeadDim / (8 * int(sizeof(Words) / 2));  // by 8 lanes
-    static_assert(kValueLoads * 8 * kWords * 2 == kHeadDim, "the loads of a row of values cover it");
+    static constexpr uint32_t kChunks = kHeadDim / 8, kTile = Shared<T, kHeadDim>::kTile;
 
-    uint4 q[kKeyLoads];
-    uint4 k[2][kKeyLoads];                // of the tokens g and g + 8
-    Words v[4][kValueLoads];              // of the tokens 2t, 2t + 1, 2t + 8, 2t + 9
-    float o[kValueLoads][kWords][4] = {};  // elements 2i, 2i, 2i + 1, 2i + 1 of the queries 2t, 2t + 1, 2t, 2t + 1
+    uint32_t q[kHeadDim / 16][2];      // of query g, elements 2t, 2t + 1 and 2t + 8, 2t + 9 of each 16
+    float o[kHeadDim / 16][4] = {};    // elements g, g, g + 8, g + 8 of each 16, of the queries 2t, 2t + 1, 2t, 2t + 1
     // Of the queries 2t and 2t + 1; the sums are of this lane's keys.
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 
-    __device__ __forceinline__ static uint32_t g() { return threadIdx.x % kWarpSize / 4; }
-    __device__ __forceinline__ static uint32_t t() { return threadIdx.x % 4; }
-
-    // Tokens from `left` on are not there, and what lies in their place may be a NaN: they count as zeros.
-    __device__ __forceinline__ void fetch_keys(const T* block, uint32_t left) {
+    // A block of keys and one of values to a stage. Tokens from `left` on are not there, and what lies in their place may
+    // be a NaN: they become zeros.
+    __device__ __forceinline__ static void fetch(uint32_t stage, const T* k, const T* v, uint32_t left) {
+        const uint32_t lane = threadIdx.x % kWarpSize;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const uint32_t token = g() + half * 8;
-            const uint4* row = reinterpret_cast<const uint4*>(block + token * kHeadDim) + t();
-#pragma unroll
-            for (int i = 0; i < kKeyLoads; ++i) k[half][i] = token < left ? row[i * 4] : uint4{};
-        }
-    }
-    __device__ __forceinline__ void fetch_values(const T* block, uint32_t left) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const uint32_t token = t() * 2 + j % 2 + j / 2 * 8;
-            const Words* row = reinterpret_cast<const Words*>(block + token * kHeadDim) + g();
-#pragma unroll
-            for (int i = 0; i < kValueLoads; ++i) v[j][i] = token < left ? row[i * 8] : Words{};
+        for (uint32_t i = lane; i < kKvBlock * kChunks; i += kWarpSize) {
+            const uint32_t at = swizzled<kHeadDim>(i / kChunks, i % kChunks);
+            cp_async16(stage + at, k + i * 8, i / kChunks < left);
+            cp_async16(stage + kTile + at, v + i * 8, i / kChunks < left);
         }
     }
 
-    // Scores of the tokens g (0, 1) and g + 8 (2, 3) for the queries 2t and 2t + 1.
-    __device__ __forceinline__ void score(float (&s)[4], uint32_t left) const {
-#pragma unroll
-        for (int i = 0; i < kKeyLoads; ++i) {
-            mma<T>(s, {k[0][i].x, k[1][i].x, k[0][i].y, k[1][i].y}, q[i].x, q[i].y);
-            mma<T>(s, {k[0][i].z, k[1][i].z, k[0][i].w, k[1][i].w}, q[i].z, q[i].w);
+    // The new token becomes row `row` of a stage.
+    __device__ __forceinline__ static void put(uint32_t stage, const Shared<T, kHeadDim>& smem, uint32_t row) {
+        const uint32_t lane = threadIdx.x % kWarpSize, chunk = lane % 16;
+        if (chunk < kChunks) {
+            const uint4 v = reinterpret_cast<const uint4*>(lane < 16 ? smem.k : smem.v)[chunk];
+            const uint32_t at = stage + (lane < 16 ? 0 : kTile) + swizzled<kHeadDim>(row, chunk);
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                         : "memory");
         }
-        if (g() >= left) s[0] = s[1] = -INFINITY;
-        if (g() + 8 >= left) s[2] = s[3] = -INFINITY;
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void take_queries(const Shared<T, kHeadDim>& smem, uint32_t queries) {
+        const uint32_t lane = threadIdx.x % kWarpSize, query = min(lane % 8, queries - 1);
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 16; i += 2) {
+            uint32_t r[4];
+            ldmatrix_x4(r, smem_address(smem.q + query * kHeadDim + i * 16 + lane / 8 * 8));
+            q[i][0] = r[0], q[i][1] = r[1], q[i + 1][0] = r[2], q[i + 1][1] = r[3];
+        }
+    }
+
+    // Scores of the tokens g (0, 1) and g + 8 (2, 3) for the queries 2t and 2t + 1; `left` tokens are there.
+    __device__ __forceinline__ void score(float (&s)[4], uint32_t stage, uint32_t left) const {
+        const uint32_t lane = threadIdx.x % kWarpSize;
+        float even[4] = {}, odd[4] = {};
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 16; ++i) {
+            uint32_t k[4];
+            ldmatrix_x4(k, stage + swizzled<kHeadDim>(lane % 16, i * 2 + lane / 16));
+            mma<T>(i % 2 ? odd : even, k, q[i][0], q[i][1]);
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) s[c] = lane / 4 + c / 2 * 8 < left ? even[c] + odd[c] : -INFINITY;
     }
 
     // Scores to weights relative to the new maximum; what was summed so far is scaled to it.
@@ -154,154 +155,203 @@ struct Walk {
             top[i] = high;
             sum[i] = fmaf(sum[i], shrink, s[i] + s[i + 2]);
 #pragma unroll
-            for (int n = 0; n < kValueLoads * kWords; ++n) {
-                o[n / kWords][n % kWords][i] *= shrink;
-                o[n / kWords][n % kWords][i + 2] *= shrink;
+            for (int n = 0; n < kHeadDim / 16; ++n) {
+                o[n][i] *= shrink;
+                o[n][i + 2] *= shrink;
             }
         }
     }
 
-    __device__ __forceinline__ void accumulate(const float (&p)[4]) {
+    __device__ __forceinline__ void accumulate(const float (&p)[4], uint32_t stage) {
+        const uint32_t lane = threadIdx.x % kWarpSize;
         const uint32_t p0 = transposed(pack2<T>(p[0], p[1])), p1 = transposed(pack2<T>(p[2], p[3]));
 #pragma unroll
-        for (int i = 0; i < kValueLoads; ++i) {
-            const auto word = [&](int j, int n) { return reinterpret_cast<const uint32_t*>(&v[j][i])[n]; };
-#pragma unroll
-            for (int n = 0; n < kWords; ++n) {
-                // Two tokens' elements 2n, then their elements 2n + 1.
-                mma<T>(o[i][n],
-                       {__byte_perm(word(0, n), word(1, n), 0x5410), __byte_perm(word(0, n), word(1, n), 0x7632),
-                        __byte_perm(word(2, n), word(3, n), 0x5410), __byte_perm(word(2, n), word(3, n), 0x7632)},
-                       p0, p1);
-            }
+        for (int n = 0; n < kHeadDim / 16; ++n) {
+            uint32_t v[4];
+            const uint32_t token = lane % 8 + lane / 16 * 8, chunk = n * 2 + lane / 8 % 2;
+            ldmatrix_x4_transposed(v, stage + kTile + swizzled<kHeadDim>(token, chunk));
+            mma<T>(o[n], v, p0, p1);
         }
     }
 
-    __device__ __forceinline__ void store(Partial<kHeadDim>& to, uint32_t queries) {
+    // To the blocks of the cluster, each its part of the head, as what warp `source` found.
+    __device__ __forceinline__ void send(const Shared<T, kHeadDim>& smem, uint32_t source, uint32_t queries) {
+        const uint32_t g = threadIdx.x % kWarpSize / 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
             for (int offset = 4; offset < kWarpSize; offset *= 2) {
                 sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], offset);
             }
-            const uint32_t query = t() * 2 + i;
+            const uint32_t query = threadIdx.x % 4 * 2 + i, row = source * queries + query;
             if (query >= queries) continue;
-            if (g() == 0) {
-                to.top[query] = top[i];
-                to.sum[query] = sum[i];
-            }
+            if (g < kCluster) cluster_store(cluster_address(&smem.top_and_sum[row], g), float2{top[i], sum[i]});
 #pragma unroll
-            for (int n = 0; n < kValueLoads * kWords; ++n) {
-                const float* pair = o[n / kWords][n % kWords];
-                const uint32_t at = ((n / kWords * 8 + g()) * kWords + n % kWords) * 2;
-                *reinterpret_cast<float2*>(&to.o[query][at]) = float2{pair[i], pair[i + 2]};
+            for (int n = 0; n < kHeadDim / 8; ++n) {
+                const uint32_t at = n * 8 + g;
+                const float* to = &smem.o[row * smem.kPart + at % smem.kPart];
+                cluster_store(cluster_address(to, at / smem.kPart), o[n / 2][n % 2 * 2 + i]);
             }
         }
     }
 };
 
-// What the warps of a block found, in one.
-template <int kHeadDim>
-__device__ __forceinline__ void join_warps(const Partial<kHeadDim> (&of_warp)[kWarps], Partial<kHeadDim>& of_block,
-                                           uint32_t queries, float scale_log2) {
-    for (uint32_t i = threadIdx.x; i < queries * kHeadDim; i += kThreads) {
-        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
-        float top = -INFINITY, sum = 0.0f, value = 0.0f;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) top = fmaxf(top, of_warp[w].top[query]);
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-            const float share = weight(of_warp[w].top[query], top, scale_log2);
-            sum += share * of_warp[w].sum[query];
-            value += share * of_warp[w].o[query][d];
-        }
-        of_block.o[query][d] = value;
-        if (d == 0) {
-            of_block.top[query] = top;
-            of_block.sum[query] = sum;
-        }
+// Until the oldest of a warp's `stages` groups of copies has arrived, for all lanes to read.
+__device__ __forceinline__ void wait_for_oldest(uint32_t stages) {
+    switch (stages) {
+        case 1: cp_async_wait<0>(); break;
+        case 2: cp_async_wait<1>(); break;
+        case 3: cp_async_wait<2>(); break;
+        default: cp_async_wait<3>(); break;  // kMaxStages
     }
+    __syncwarp();
 }
 
-// What the blocks of a cluster found, in one, and divided by the sum of the weights; each block stores a part of `o`.
+// A thread's share of the new token: eight pairs of a row of q or of k, or eight elements of v.
 template <typename T, int kHeadDim>
-__device__ __forceinline__ void join_blocks(T* o, const Partial<kHeadDim>& of_block, uint32_t queries, uint32_t rank,
-                                            uint32_t parts, uint32_t seq_len, float scale_log2) {
-    for (uint32_t i = rank * kThreads + threadIdx.x; i < queries * kHeadDim; i += parts * kThreads) {
-        const uint32_t query = i / kHeadDim, d = i % kHeadDim;
-        float top = -INFINITY, sum = 0.0f, value = 0.0f;
-        for (uint32_t r = 0; r < parts; ++r) top = fmaxf(top, cluster_load(&of_block.top[query], r));
-        for (uint32_t r = 0; r < parts; ++r) {
-            const float share = weight(cluster_load(&of_block.top[query], r), top, scale_log2);
-            sum += share * cluster_load(&of_block.sum[query], r);
-            value += share * cluster_load(&of_block.o[query][d], r);
+struct NewToken {
+    static constexpr uint32_t kPieces = kHeadDim / 16;
+    static_assert((kQueries + 1) * kPieces + kHeadDim / 8 <= kThreads, "every thread has one piece");
+    Pack<float, 8> cosines, sines;
+
+    __device__ __forceinline__ static uint32_t piece() { return threadIdx.x % kPieces * 8; }
+
+    __device__ __forceinline__ void fetch_angles(const float* angles) {
+        cosines = pack<float, 8>(angles + piece());
+        sines = pack<float, 8>(angles + kHeadDim / 2 + piece());
+    }
+
+    // q to shared memory; for the block whose part of the keys it belongs to (`owner`), k and v too, and to the cache.
+    __device__ __forceinline__ void take(const PagedDecodeParams& p, const Task& task, uint32_t slot, bool owner,
+                                         const Shared<T, kHeadDim>& smem) const {
+        const T* row = static_cast<const T*>(p.qkv) + size_t(task.seq) * (p.heads + 2 * p.kv_heads) * kHeadDim;
+        const T* k = row + (p.heads + task.kv_head) * kHeadDim;
+        const size_t place = size_t(slot / kKvBlock) * p.kv_heads + task.kv_head;
+        const size_t to_cache = (place * kKvBlock + slot % kKvBlock) * kHeadDim;
+        const uint32_t query = threadIdx.x / kPieces, chunk = threadIdx.x - (task.queries + 1) * kPieces;
+        if (query < task.queries) {
+            turn(row + (task.head + query) * kHeadDim, smem.q + query * kHeadDim, nullptr);
+        } else if (query == task.queries && owner) {
+            turn(k, smem.k, task.writes ? static_cast<T*>(p.k) + to_cache : nullptr);
+        } else if (chunk < kHeadDim / 8 && owner) {
+            const Vec8<T> value = load8(k + p.kv_heads * kHeadDim, chunk);
+            store8(smem.v, chunk, value);
+            if (task.writes) store8(static_cast<T*>(p.v) + to_cache, chunk, value);
         }
-        o[i] = from_f32<T>(seq_len == 0 ? 0.0f : value / sum);
+    }
+
+    __device__ __forceinline__ void turn(const T* from, T* to, T* to_cache) const {
+        constexpr uint32_t kHalf = kHeadDim / 2;
+        Pack<T, 8> low = pack<T, 8>(from + piece()), high = pack<T, 8>(from + kHalf + piece());
+        rotate(low, high, cosines, sines);
+        pack<T, 8>(to + piece()) = low, pack<T, 8>(to + kHalf + piece()) = high;
+        if (to_cache) pack<T, 8>(to_cache + piece()) = low, pack<T, 8>(to_cache + kHalf + piece()) = high;
+    }
+};
+
+// This block's part of the head, from what all warps found of it, divided by the sum of the weights; a warp a query.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void join(T* o, const Shared<T, kHeadDim>& smem, uint32_t sources, uint32_t queries,
+                                     float scale_log2) {
+    constexpr uint32_t kPart = Shared<T, kHeadDim>::kPart;
+    static_assert(kSources <= kWarpSize, "a lane a source");
+    const uint32_t lane = threadIdx.x % kWarpSize;
+    for (uint32_t query = threadIdx.x / kWarpSize; query < queries; query += kWarps) {
+        const float2 found = lane < sources ? smem.top_and_sum[lane * queries + query] : float2{-INFINITY, 0.0f};
+        float top = found.x;
+#pragma unroll
+        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+        }
+        float share = exp2_approx((found.x - top) * scale_log2);
+        share /= warp_sum(share * found.y);
+#pragma unroll
+        for (uint32_t first = 0; first < kPart; first += kWarpSize) {
+            const uint32_t d = first + lane;
+            float value = 0.0f;
+#pragma unroll 8
+            for (uint32_t s = 0; s < sources; ++s) {
+                const float of_source = __shfl_sync(0xffffffffu, share, s);
+                if (d < kPart) value = fmaf(of_source, smem.o[(s * queries + query) * kPart + d], value);
+            }
+            if (d < kPart) o[query * kHeadDim + d] = from_f32<T>(value);
+        }
     }
 }
 
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
-    __shared__ Partial<kHeadDim> of_warp_smem[kWarps], of_block_smem;
-    pdl_wait();
+    extern __shared__ float4 all_smem[];
     pdl_launch_dependents();
-    const uint32_t warp = threadIdx.x / kWarpSize, rank = cluster_rank();
-    const uint32_t seq = blockIdx.z, group = p.heads / p.kv_heads, tiles = (group + kQueries - 1) / kQueries;
-    const uint32_t kv_head = blockIdx.y / tiles, first_query = blockIdx.y % tiles * kQueries;
-    const uint32_t queries = min(group - first_query, uint32_t(kQueries)), head = kv_head * group + first_query;
-    const int32_t* block_table = p.block_table + size_t(seq) * p.max_blocks;
-    uint32_t block = rank * kWarps + warp;
-    // Read beside the length, not after it; it may be no block of the sequence.
-    const int32_t first_block = block < p.max_blocks ? block_table[block] : 0;
-    const uint32_t seq_len = p.seq_lens[seq], blocks = (seq_len + kKvBlock - 1) / kKvBlock;
-    // A short sequence is left to some of the cluster, the rest would have nothing; a barrier does not wait for them.
-    const uint32_t parts = min(cluster_size(), max(1u, (blocks + kWarps - 1) / kWarps));
-    if (rank >= parts) return;
+    const uint32_t rank = cluster_rank();
+    if (blockIdx.x != rank) return;  // without clusters
 
-    const T* q = static_cast<const T*>(p.qkv) + (size_t(seq) * (p.heads + 2 * p.kv_heads) + head) * kHeadDim;
-    T* o = static_cast<T*>(p.o) + (size_t(seq) * p.heads + head) * kHeadDim;
-    const uint32_t stride = kWarps * parts;
-    const auto offset = [&](int32_t cache_block) {
-        return (size_t(cache_block) * p.kv_heads + kv_head) * kKvBlock * kHeadDim;
+    const Task task(p);
+    const Shared<T, kHeadDim> smem(all_smem, task.queries);
+    const uint32_t source = threadIdx.x / kWarpSize * kCluster + rank, lane = threadIdx.x % kWarpSize;
+    // A lane each for the blocks of the warp's next 32 steps, read beside the length, not after it; they may be no blocks
+    // of the sequence. What the host wrote before the plan may be read before the wait.
+    const int32_t* block_table = p.block_table + size_t(task.seq) * p.max_blocks;
+    const auto entry = [&](uint32_t block) { return block < p.max_blocks ? block_table[block] : 0; };
+    int32_t entries = entry(source + lane * kSources);
+    const int32_t slot = p.slot_mapping[task.seq], position = p.positions[task.seq];
+    const uint32_t seq_len = p.seq_lens[task.seq];
+    T* o = static_cast<T*>(p.o) + (size_t(task.seq) * p.heads + task.head) * kHeadDim + rank * smem.kPart;
+    if (slot < 0 || seq_len == 0) {
+        pdl_wait();
+        for (uint32_t i = threadIdx.x; i < task.queries * smem.kPart; i += kThreads) {
+            o[i / smem.kPart * kHeadDim + i % smem.kPart] = from_f32<T>(0.0f);
+        }
+        return;
+    }
+    // That this block runs, and may be written to by the others.
+    cluster_arrive();
+    NewToken<T, kHeadDim> token;
+    token.fetch_angles(p.table + size_t(position) * kHeadDim);
+
+    const uint32_t old = seq_len - 1, last = old / kKvBlock;  // tokens before the new one; the block of that
+    // One step of the walk, all lanes together, and one group of copies: block `source + step * kSources`.
+    const auto fetch = [&](uint32_t step) {
+        const uint32_t block = source + step * kSources;
+        if (step > 0 && step % kWarpSize == 0) entries = entry(block + lane * kSources);
+        const size_t cache_block = __shfl_sync(0xffffffffu, entries, step % kWarpSize);
+        if (block <= last) {
+            const size_t at = (cache_block * p.kv_heads + task.kv_head) * kKvBlock * kHeadDim;
+            Walk<T, kHeadDim>::fetch(smem.stage(step), static_cast<const T*>(p.k) + at, static_cast<const T*>(p.v) + at,
+                                     old - block * kKvBlock);
+        }
+        cp_async_commit();
     };
+    for (uint32_t step = 0; step < smem.stages; ++step) fetch(step);
 
-    Walk<T, kHeadDim> walk;
-#pragma unroll
-    for (int i = 0; i < walk.kKeyLoads; ++i) {
-        walk.q[i] = walk.g() < queries ? reinterpret_cast<const uint4*>(q + walk.g() * kHeadDim)[i * 4 + walk.t()]
-                                       : uint4{};
-    }
-    const T *k = static_cast<const T*>(p.k), *v = static_cast<const T*>(p.v);
-    if (block < blocks) {
-        const size_t at = offset(first_block);
-        walk.fetch_keys(k + at, seq_len - block * kKvBlock);
-        walk.fetch_values(v + at, seq_len - block * kKvBlock);
-    }
-    // The registers of the keys, then those of the values, are filled for the next block as soon as they are free.
-    for (; block < blocks; block += stride) {
-        const uint32_t next = block + stride;
-        const size_t at = next < blocks ? offset(block_table[next]) : 0;
-        float s[4] = {};
-        walk.score(s, seq_len - block * kKvBlock);
-        if (next < blocks) walk.fetch_keys(k + at, seq_len - next * kKvBlock);
-        walk.soften(s, p.scale_log2);
-        walk.accumulate(s);
-        if (next < blocks) walk.fetch_values(v + at, seq_len - next * kKvBlock);
-    }
-    walk.store(of_warp_smem[warp], queries);
+    pdl_wait();
+    token.take(p, task, slot, last % kSources % kCluster == rank, smem);
     __syncthreads();
 
-    join_warps(of_warp_smem, of_block_smem, queries, p.scale_log2);
-    cluster_sync();
-    join_blocks(o, of_block_smem, queries, rank, parts, seq_len, p.scale_log2);
-    // Nobody leaves while others may still read what it has.
-    cluster_sync();
+    Walk<T, kHeadDim> walk;
+    walk.take_queries(smem, task.queries);
+    for (uint32_t step = 0, block = source; block <= last; ++step, block += kSources) {
+        const uint32_t stage = smem.stage(step);
+        wait_for_oldest(smem.stages);
+        if (block == last) walk.put(stage, smem, old % kKvBlock);
+        float s[4];
+        walk.score(s, stage, seq_len - block * kKvBlock);
+        walk.soften(s, p.scale_log2);
+        walk.accumulate(s, stage);
+        __syncwarp();
+        fetch(step + smem.stages);
+    }
+    cluster_wait();
+    if (source <= last) walk.send(smem, source, task.queries);
+    cluster_arrive();
+    cluster_wait();
+    join(o, smem, min(last + 1, kSources), task.queries, p.scale_log2);
 }
 
-#define ENTRY(name, T, kHeadDim)                                               \
-    extern "C" __global__ void __launch_bounds__(kThreads, kResident<kHeadDim>) \
-        name(const __grid_constant__ PagedDecodeParams p) {                    \
-        paged_decode<T, kHeadDim>(p);                                          \
+#define ENTRY(name, T, kHeadDim)                                      \
+    extern "C" __global__ void __launch_bounds__(kThreads, kResident) \
+        name(const __grid_constant__ PagedDecodeParams p) {           \
+        paged_decode<T, kHeadDim>(p);                                 \
     }
 ENTRY(paged_decode_f16_d32, __half, 32)
 ENTRY(paged_decode_f16_d64, __half, 64)
@@ -313,6 +363,8 @@ ENTRY(paged_decode_bf16_d96, __nv_bfloat16, 96)
 ENTRY(paged_decode_bf16_d128, __nv_bfloat16, 128)
 EXPORT_PARAMS(paged_decode, PagedDecodeParams)
 
-// Tried, on the shapes above: blocks of eight warps, of which one fits a multiprocessor at head_dim 128, and the whole
-// cluster for any length: 11 us for one sequence of 645 tokens and 56 us for eight. Registers for two such blocks: 52
-// bytes of spills, and 10 and 47 us.
+// Tried, for one sequence of 645 tokens (32 key heads of 128) between two kernels that stream weights, against 6.3 us:
+// keys and values straight to registers, which leaves so little shared memory that the block runs beside a GEMV with 216
+// KB of it: 7.9 us, and 8.8 us with the later blocks prefetched to the L2 cache. Clusters of 8: 5.8 us, but 39 us instead
+// of 27 for 8 sequences. Blocks of 6 warps: 5.7 us, but 187 instead of 164 us for 64. Blocks that stay and fetch the next
+// sequence while they put one together: 7.5 us and 38 us for 8, for want of registers.

@@ -30,8 +30,8 @@ struct PagedRows {
 
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void paged_prefill(const PagedPrefillParams& p) {
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     // Block number `number` of all sequences is block `number` of sequence `seq` after the loop.
     uint32_t number = gridDim.y - 1 - blockIdx.y, seq = 0, first_row = 0, rows = 0;
     for (; seq < p.seqs; ++seq) {

@@ -70,18 +70,21 @@ struct PagedPrefillParams {
 static_assert(sizeof(PagedPrefillParams) == 80, "PagedPrefillParams: change src/ops/paged_prefill.rs with it");
 
 struct PagedDecodeParams {
-    void* o;                     // (rows, heads, head_dim), dtype of the symbol
-    const void* qkv;             // (rows, heads + 2 kv_heads, head_dim)
-    const void* k;               // (blocks, kv_heads, 16, head_dim)
-    const void* v;               // as k
-    const int32_t* block_table;  // (seqs, max_blocks)
-    const int32_t* seq_lens;     // (seqs)
+    void* o;                      // (rows, heads, head_dim), dtype of the symbol
+    const void* qkv;              // (rows, heads + 2 kv_heads, head_dim)
+    void* k;                      // (blocks, kv_heads, 16, head_dim)
+    void* v;                      // as k
+    const float* table;           // (positions, head_dim): cosines, then sines
+    const int32_t* positions;     // (seqs)
+    const int32_t* slot_mapping;  // (seqs)
+    const int32_t* block_table;   // (seqs, max_blocks)
+    const int32_t* seq_lens;      // (seqs)
     uint32_t heads;
     uint32_t kv_heads;
     uint32_t max_blocks;
     float scale_log2;  // log2(e) / sqrt(head_dim)
 };
-static_assert(sizeof(PagedDecodeParams) == 64, "PagedDecodeParams: change src/ops/paged_decode.rs with it");
+static_assert(sizeof(PagedDecodeParams) == 88, "PagedDecodeParams: change src/ops/paged_decode.rs with it");
 
 struct LayerNormParams {
     void* y;             // (rows, cols), dtype of the symbol

@@ -144,6 +144,7 @@ __device__ __forceinline__ void normalise(const PatchEmbedParams& p, float* row,
 template <typename T>
 __device__ __forceinline__ void patch_embed(const PatchEmbedParams& p) {
     extern __shared__ uint4 bytes_smem[];
+    pdl_launch_dependents();
     const uint32_t grid = p.image_size / p.patch_size, patches = grid * grid;
     const uint32_t patch_len = 3 * p.patch_size * p.patch_size, first_patch = blockIdx.x * kRows;
     const Shared shared(patch_len, p.hidden);
@@ -154,7 +155,6 @@ __device__ __forceinline__ void patch_embed(const PatchEmbedParams& p) {
 
     for (uint32_t i = threadIdx.x; i < kTable; i += kThreads) table_smem[i] = from_f32<T>(p.table[i]);
     pdl_wait();
-    pdl_launch_dependents();
     if (first_patch >= patches) {
         const T* class_token = static_cast<const T*>(p.class_token);
         for (uint32_t i = threadIdx.x; i < p.hidden; i += kThreads) rows_smem[i] = to_f32(class_token[i]);

@@ -36,6 +36,7 @@ __device__ __forceinline__ float sum_of_squares(const Vec8<T>& x) {
 template <typename T>
 __device__ __forceinline__ void rmsnorm(const RmsNormParams& p) {
     __shared__ float partial_smem[kMaxWarps];
+    pdl_launch_dependents();
     const uint32_t cols = p.cols, stride = blockDim.x;
     const size_t row = size_t(blockIdx.x) * cols;
     const T* x = static_cast<const T*>(p.x) + row;
@@ -50,7 +51,6 @@ __device__ __forceinline__ void rmsnorm(const RmsNormParams& p) {
         Vec8<T> x0{}, w0{};
         if (first < vecs) w0 = load8(w, first);
         pdl_wait();
-        pdl_launch_dependents();
         if (first < vecs) x0 = load8(x, first);
         sum = sum_of_squares(x0);
         for (uint32_t i = first + stride; i < vecs; i += stride) sum += sum_of_squares(load8(x, i));
@@ -62,7 +62,6 @@ __device__ __forceinline__ void rmsnorm(const RmsNormParams& p) {
         }
     } else {
         pdl_wait();
-        pdl_launch_dependents();
         for (uint32_t i = threadIdx.x; i < cols; i += stride) sum += to_f32(x[i]) * to_f32(x[i]);
 
         const float scale = rsqrtf(block_sum(sum, partial_smem) / cols + p.eps);

@@ -1,7 +1,5 @@
 // What:   q rotated in place; k rotated, and v, to their slot in the paged cache. The k and v of qkv stay as they are.
-//         With h = head_dim / 2: x'[j] = x[j] cos - x[j+h] sin, x'[j+h] = x[j+h] cos + x[j] sin, cosine and sine
-//         rounded to the storage type first. Products of two such numbers are exact in f32, so a sum is rounded once
-//         in f32 and once on storing, fused or not.
+//         For rows of prompts: paged_decode does this itself. The arithmetic is that of rope.cuh.
 // Layout: qkv (tokens, q heads then k heads then v heads, head_dim); cache (block, kv_head, 16, head_dim).
 // Grid:   x = token, y = slices of its heads; a thread turns eight pairs of a head.
 // Limits: head_dim even. 16-byte accesses where head_dim % 16 == 0 and all addresses are 16-byte aligned. A slot of -1
@@ -11,35 +9,9 @@
 
 #include "common.cuh"
 #include "params.cuh"
+#include "rope.cuh"
 
 constexpr uint32_t kKvBlock = 16;  // tokens of a cache block: KV_BLOCK in src/ops/attention.rs
-
-// `W` neighbours, moved as one where they are 2-byte elements.
-template <typename T, int W>
-struct alignas(W * sizeof(T) < 16 ? W * sizeof(T) : 16) Pack {
-    T v[W];
-};
-
-template <typename T, int W>
-__device__ __forceinline__ const Pack<T, W>& pack(const T* p) {
-    return *reinterpret_cast<const Pack<T, W>*>(p);
-}
-template <typename T, int W>
-__device__ __forceinline__ Pack<T, W>& pack(T* p) {
-    return *reinterpret_cast<Pack<T, W>*>(p);
-}
-
-template <typename T, int W>
-__device__ __forceinline__ void rotate(Pack<T, W>& low, Pack<T, W>& high, const Pack<float, W>& cosines,
-                                       const Pack<float, W>& sines) {
-#pragma unroll
-    for (int i = 0; i < W; ++i) {
-        const float c = to_f32(from_f32<T>(cosines.v[i])), s = to_f32(from_f32<T>(sines.v[i]));
-        const float a = to_f32(low.v[i]), b = to_f32(high.v[i]);
-        low.v[i] = from_f32<T>(a * c - b * s);
-        high.v[i] = from_f32<T>(b * c + a * s);
-    }
-}
 
 template <typename T, int W>
 __device__ __forceinline__ void rope_token(const RopeKvParams& p, uint32_t position, uint32_t slot) {
@@ -69,8 +41,8 @@ __device__ __forceinline__ void rope_token(const RopeKvParams& p, uint32_t posit
 
 template <typename T>
 __device__ __forceinline__ void rope_kv(const RopeKvParams& p) {
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     const int32_t slot = p.slot_mapping[blockIdx.x];
     if (slot < 0) return;
     const uint32_t position = p.positions[blockIdx.x];

@@ -93,12 +93,6 @@ __device__ __forceinline__ uint2 block_scan(uint32_t mine) {
     return make_uint2(before + up_to - mine, total);
 }
 
-__device__ __forceinline__ uint32_t dynamic_smem_bytes() {
-    uint32_t bytes;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-    return bytes;
-}
-
 // Four of something, indexed.
 template <typename T>
 struct Four {
@@ -422,8 +416,8 @@ __device__ __forceinline__ void sample(const SampleParams& p, uint4* cache_smem)
 
 extern "C" __global__ void __launch_bounds__(kThreads) sample_f32(const __grid_constant__ SampleParams p) {
     extern __shared__ uint4 cache_smem[];
-    pdl_wait();
     pdl_launch_dependents();
+    pdl_wait();
     if (dynamic_smem_bytes() >= (p.vocab + 3) / 4 * sizeof(uint4)) {
         sample<true>(p, cache_smem);
     } else {

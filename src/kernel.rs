@@ -164,6 +164,7 @@ pub struct Geometry {
     pub smem: u32,
     /// Blocks of a cluster along x; 1 launches without clusters.
     pub cluster: u32,
-    /// Programmatic dependent launch: the kernel may start while its predecessor drains.
+    /// Programmatic dependent launch: the kernel may start while its predecessor drains. Only where
+    /// [`GpuInfo::sm_90a`] says that its code is there that waits; what is compiled for older architectures does not.
     pub pdl: bool,
 }

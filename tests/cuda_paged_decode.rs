@@ -1,4 +1,5 @@
-//! Attention of single tokens on a GPU, against a softmax in f64. The bound is derived at the oracle.
+//! Attention of single tokens on a GPU, against a softmax in f64 whose bound is derived at the oracle; what is rotated and
+//! written to the cache must be the bits of the definition.
 
 #![cfg(feature = "cuda")]
 // The helpers of tests print, too.
@@ -11,7 +12,7 @@ mod gpu;
 
 use std::ops::Range;
 
-use attention::{Bed, DTYPES, Exact, Heads, Sequence, Step, check, modules, oracle, step};
+use attention::{Bed, DTYPES, Exact, Heads, NewKv, Sequence, Step, bits, check, modules, oracle, step};
 use ocelli::kernel::Kernel;
 use ocelli::mem::{DType, Region};
 use ocelli::ops::{KV_BLOCK, PagedDecode, PagedDecodeParams, PagedKv};
@@ -43,10 +44,23 @@ fn sequences(dtype: DType, h: Heads, lens: &[usize]) -> Vec<Sequence> {
 }
 
 fn laid_out(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)]) -> (Step, PagedDecode) {
-    let step = step(dtype, h, parts, 0);
-    let &Step { o, qkv, kv, block_table, seq_lens, max_blocks, tokens, .. } = &step;
-    let op =
-        PagedDecode { o, qkv, kv, block_table, seq_lens, seqs: tokens, heads: h.heads, max_blocks, context: tokens };
+    let step = step(dtype, h, parts, 0, NewKv::InRows);
+    let &Step { o, qkv, kv, table, positions, slot_mapping, block_table, seq_lens, max_blocks, tokens: seqs, .. } =
+        &step;
+    let op = PagedDecode {
+        o,
+        qkv,
+        kv,
+        table,
+        positions,
+        slot_mapping,
+        block_table,
+        seq_lens,
+        seqs,
+        heads: h.heads,
+        max_blocks,
+        context: 1,
+    };
     (step, op)
 }
 
@@ -55,10 +69,24 @@ fn last(sequence: &Sequence) -> (&Sequence, Range<usize>) {
 }
 
 fn exact(dtype: DType, h: Heads, sequences: &[Sequence]) -> Vec<Exact> {
-    oracle(dtype, sequences.len() * h.heads, |i| {
-        let sequence = &sequences[i / h.heads];
-        sequence.query(sequence.len - 1, i % h.heads)
-    })
+    oracle(dtype, sequences.len() * h.heads, |i| sequences[i / h.heads].newest(i % h.heads))
+}
+
+/// The cache, k or v, holds what it did before and the new token of each sequence.
+fn check_cache(what: &str, dtype: DType, step: &Step, sequences: &[Sequence], k: &[u16], v: &[u16]) {
+    let PagedKv { kv_heads, head_dim: d, .. } = step.kv;
+    let [mut expected_k, mut expected_v] = [step.kv.k, step.kv.v].map(|cache| step.bed.before(cache));
+    for (sequence, &slot) in sequences.iter().zip(&step.slots) {
+        let (block, place) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
+        for head in 0..kv_heads {
+            let at = ((block * kv_heads + head) * KV_BLOCK + place) * d;
+            let (key, value) = sequence.cached(head);
+            expected_k[at..at + d].copy_from_slice(&bits(dtype, key));
+            expected_v[at..at + d].copy_from_slice(&bits(dtype, value));
+        }
+    }
+    assert!(k == expected_k, "{what}: the cache of keys");
+    assert!(v == expected_v, "{what}: the cache of values");
 }
 
 #[test]
@@ -71,9 +99,10 @@ fn the_kernel_agrees_with_the_oracle_and_leaves_other_rows_alone() {
             let (step, op) = laid_out(dtype, h, &sequences.iter().map(last).collect::<Vec<_>>());
             for (arch, module) in modules::<PagedDecode>(&device) {
                 let what = format!("{arch} {dtype} {h:?} {lens:?}");
-                let o = step.bed.run(&device, &module, &op, op.o);
+                let [o, k, v] = step.bed.run_for(&device, &module, &op, [op.o, op.kv.k, op.kv.v]);
                 let (o, behind) = o.split_at(lens.len() * h.heads * h.head_dim);
                 check(&what, dtype, o, &exact);
+                check_cache(&what, dtype, &step, &sequences, &k, &v);
                 assert!(behind.iter().all(|&bits| bits == 0xffff), "{what}: rows of nobody");
             }
         }
@@ -88,18 +117,38 @@ fn a_row_has_the_same_bits_alone_and_idle_rows_are_zeros() {
             for h in [heads(32, 32, 128), heads(8, 2, 96)] {
                 let sequences = sequences(dtype, h, &[300, 77, 1500]);
                 let width = h.heads * h.head_dim;
-                let run = |parts: &[(&Sequence, Range<usize>)], lens: &[i32]| {
-                    let (mut step, mut op) = laid_out(dtype, h, parts);
-                    op.seq_lens = step.bed.ints(lens);
-                    step.bed.run(&device, &module, &op, op.o)[..parts.len() * width].to_vec()
-                };
-                let [a, b, c] = [0, 1, 2].map(|i| last(&sequences[i]));
-                // The second b is idle: its length is 0, whatever its table and its query hold.
-                let all = run(&[a, b.clone(), b, c], &[300, 0, 77, 1500]);
-                assert!(all[width..2 * width].iter().all(|&bits| bits == 0), "{arch} {dtype} {h:?}: an idle row");
-                for (row, sequence) in [(0, &sequences[0]), (2, &sequences[1]), (3, &sequences[2])] {
-                    let alone = run(&[last(sequence)], &[sequence.len as i32]);
-                    assert!(alone == all[row * width..][..width], "{arch} {dtype} {h:?}: row {row} alone");
+                let alone = [0, 1, 2].map(|i| {
+                    let (step, op) = laid_out(dtype, h, &[last(&sequences[i])]);
+                    step.bed.run(&device, &module, &op, op.o)[..width].to_vec()
+                });
+                // The more rows, the fewer stages of shared memory a warp has.
+                for batch in [3, 4, 7, 16] {
+                    let parts: Vec<_> = (0..batch).map(|row| last(&sequences[row % 3])).collect();
+                    let (mut step, mut op) = laid_out(dtype, h, &parts);
+                    // Two rows are idle, whatever their table and their query hold.
+                    let (mut slots, mut lens): (Vec<i32>, Vec<i32>) =
+                        (step.slots.clone(), parts.iter().map(|p| p.1.end as i32).collect());
+                    (slots[1], lens[2]) = (-1, 0);
+                    (op.slot_mapping, op.seq_lens) = (step.bed.ints(&slots), step.bed.ints(&lens));
+                    let [o, k, v] = step.bed.run_for(&device, &module, &op, [op.o, op.kv.k, op.kv.v]);
+                    for (row, o) in o.chunks(width).take(batch).enumerate() {
+                        let what = format!("{arch} {dtype} {h:?}: row {row} of {batch}");
+                        match row {
+                            1 | 2 => assert!(o.iter().all(|&bits| bits == 0), "{what} is idle"),
+                            _ => assert!(o == alone[row % 3], "{what}"),
+                        }
+                    }
+                    for (cache, found) in [(op.kv.k, k), (op.kv.v, v)] {
+                        let before = step.bed.before(cache);
+                        for slot in [1, 2].map(|row| step.slots[row] as usize) {
+                            let at = (slot / KV_BLOCK * h.kv_heads * KV_BLOCK + slot % KV_BLOCK) * h.head_dim;
+                            let place = at..at + h.head_dim;
+                            assert!(
+                                found[place.clone()] == before[place],
+                                "{arch} {dtype} {h:?}: written for an idle row"
+                            );
+                        }
+                    }
                 }
             }
         }
@@ -111,8 +160,8 @@ fn how_long_it_takes() {
     let Some(device) = gpu::device() else { return };
     let module = device.load(PagedDecode::NAME, size_of::<PagedDecodeParams>()).expect("module");
     for h in [heads(32, 32, 128), heads(32, 8, 128), heads(32, 32, 96)] {
-        for seqs in [1, 8] {
-            for context in [1, 64, 645, 4096] {
+        for seqs in [1, 8, 64] {
+            for context in [1, 64, 645, 4096].into_iter().filter(|context| seqs * context <= 64 * 645) {
                 let (bed, op) = idle_cache(h, seqs, context);
                 let us = bed.time(&device, &module, &op, 0);
                 println!("bf16 {h:?} {seqs} x {context}: {us:.1} us, {:.2} TB/s", op.cost().bytes as f64 / us * 1e-6);
@@ -135,6 +184,9 @@ fn idle_cache(h: Heads, seqs: usize, context: usize) -> (Bed, PagedDecode) {
         },
         o: bed.take(Region::Scratch, seqs * width),
         qkv: bed.take(Region::Scratch, seqs * (width + 2 * h.kv_heads * h.head_dim)),
+        table: bed.table(&vec![0.0; context * h.head_dim]),
+        positions: bed.ints(&vec![context as i32 - 1; seqs]),
+        slot_mapping: bed.ints(&(0..seqs).map(|s| (s * blocks * KV_BLOCK + context - 1) as i32).collect::<Vec<_>>()),
         block_table: bed.ints(&(0..(seqs * blocks) as i32).collect::<Vec<_>>()),
         seq_lens: bed.ints(&vec![context as i32; seqs]),
         seqs,

@@ -11,7 +11,7 @@ mod gpu;
 
 use std::ops::Range;
 
-use attention::{DTYPES, Exact, Heads, SPARE, Sequence, Step, check, modules, oracle, step};
+use attention::{DTYPES, Exact, Heads, NewKv, SPARE, Sequence, Step, check, modules, oracle, step};
 use ocelli::kernel::Kernel;
 use ocelli::mem::DType;
 use ocelli::ops::{PagedPrefill, PagedPrefillParams};
@@ -45,7 +45,7 @@ fn sequences(dtype: DType, h: Heads, lens: &[(usize, usize)]) -> Vec<(Sequence, 
 }
 
 fn laid_out(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)]) -> (Step, PagedPrefill) {
-    let step = step(dtype, h, parts, SPARE);
+    let step = step(dtype, h, parts, SPARE, NewKv::Cached);
     let &Step { o, qkv, kv, block_table, seq_lens, query_start, max_blocks, tokens, .. } = &step;
     let (seqs, context) = (parts.len(), parts[0].1.end);
     let op = PagedPrefill {

@@ -272,5 +272,5 @@ fn what_the_driver_refuses_is_an_error_that_names_it() {
 }
 
 fn ptx() -> &'static image::Image {
-    image::embedded().iter().find(|i| i.kind == image::Kind::Ptx).expect("a PTX image")
+    image::embedded().iter().find(|i| i.kernel == "rmsnorm" && i.kind == image::Kind::Ptx).expect("a PTX image")
 }

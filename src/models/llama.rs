@@ -123,24 +123,37 @@ impl Llama {
     }
 
     fn attend(&self, p: &mut Plan, rows: &Rows, kv: PagedKv, io: &StepIo, shape: StepShape) {
-        let heads = self.config.num_attention_heads;
+        let (heads, width) = (self.config.num_attention_heads, qkv_width(&self.config));
         let StepShape { decode, prefill_seqs, prefill_tokens, context, .. } = shape;
-        p.push(RopeKv {
-            qkv: rows.qkv,
-            kv,
-            table: self.rope,
-            positions: io.positions,
-            slot_mapping: io.slot_mapping,
-            tokens: shape.tokens(),
-            heads,
-        });
-        let (o, qkv, max_blocks) = (rows.attn, rows.qkv, io.max_blocks);
+        let (o, qkv, table, max_blocks) = (rows.attn, rows.qkv, self.rope, io.max_blocks);
         if decode > 0 {
-            let (block_table, seq_lens) = (io.block_table, io.seq_lens);
-            p.push(PagedDecode { o, qkv, kv, block_table, seq_lens, seqs: decode, heads, max_blocks, context });
+            let StepIo { positions, slot_mapping, block_table, seq_lens, .. } = *io;
+            p.push(PagedDecode {
+                o,
+                qkv,
+                kv,
+                table,
+                positions,
+                slot_mapping,
+                block_table,
+                seq_lens,
+                seqs: decode,
+                heads,
+                max_blocks,
+                context,
+            });
         }
         if prefill_seqs > 0 {
-            let seqs = decode + prefill_seqs;
+            let (seqs, tokens) = (decode + prefill_seqs, shape.tokens());
+            p.push(RopeKv {
+                qkv: qkv.slice(decode * width..tokens * width),
+                kv,
+                table,
+                positions: io.positions.slice(decode..tokens),
+                slot_mapping: io.slot_mapping.slice(decode..tokens),
+                tokens: prefill_tokens,
+                heads,
+            });
             p.push(PagedPrefill {
                 o,
                 qkv,

@@ -102,14 +102,14 @@ impl Launch for DenseAttention {
     }
 
     /// A block for 64 queries of a head; shared memory for two steps of 64 keys and values.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         Geometry {
             symbol: entry_point!("dense_attention", self.o.dtype(), self.head_dim, [32, 64]),
             grid: [self.tokens.div_ceil(TILE) as u32, self.heads as u32, self.tiles as u32],
             block: [128, 1, 1],
             smem: (4 * TILE * self.head_dim * self.o.dtype().size()) as u32,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -79,7 +79,7 @@ impl Launch for Gather {
     }
 
     /// One block a row and one thread for eight columns, in whole warps.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
             symbol: symbol!("gather", self.x.dtype()),
@@ -87,7 +87,7 @@ impl Launch for Gather {
             block: [threads, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -182,7 +182,7 @@ impl Launch for Gemm {
             block: [shape.threads, 1, 1],
             smem: shape.smem,
             cluster: 1,
-            pdl: gpu.compute_capability >= (9, 0),
+            pdl: gpu.sm_90a,
         }
     }
 

@@ -81,7 +81,7 @@ impl Launch for LayerNorm {
 
     /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a
     /// row is added up in the same order in any batch.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
         Geometry {
             symbol: symbol!("layer_norm", self.x.dtype()),
@@ -89,7 +89,7 @@ impl Launch for LayerNorm {
             block: [threads, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

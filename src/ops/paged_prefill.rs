@@ -117,7 +117,7 @@ impl Launch for PagedPrefill {
 
     /// As many blocks a head as `tokens` rows can need, however they are divided among the sequences: `n` rows of one
     /// need `ceil(n / 64)`, which is at most `(n + 63) / 64`.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let blocks = (self.tokens + self.seqs * (TILE - 1)) / TILE;
         Geometry {
             symbol: entry_point!("paged_prefill", self.o.dtype(), self.kv.head_dim, [32, 64, 96, 128]),
@@ -125,7 +125,7 @@ impl Launch for PagedPrefill {
             block: [128, 1, 1],
             smem: (4 * TILE * self.kv.head_dim * self.o.dtype().size()) as u32,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

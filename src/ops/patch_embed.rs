@@ -160,7 +160,7 @@ impl Launch for PatchEmbed {
 
     /// A block for 16 patches of a tile and one more for the tile's class token; a block sees whole rows, because it
     /// normalises them.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let blocks = (self.grid() * self.grid()).div_ceil(BLOCK_PATCHES) + 1;
         Geometry {
             symbol: symbol!("patch_embed", self.weight.dtype()),
@@ -168,7 +168,7 @@ impl Launch for PatchEmbed {
             block: [512, 1, 1],
             smem: self.smem() as u32,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -100,7 +100,7 @@ impl Launch for RandomFill {
             block: [THREADS, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: gpu.compute_capability >= (9, 0),
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -181,7 +181,7 @@ impl Launch for Resize {
             block: [THREADS, 1, 1],
             smem: (self.reach * 3 * COLUMNS) as u32,
             cluster: 1,
-            pdl: gpu.compute_capability >= (9, 0),
+            pdl: gpu.sm_90a,
         }
     }
 }

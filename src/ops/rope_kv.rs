@@ -64,31 +64,42 @@ impl Kernel for RopeKv {
     }
 
     fn reference(&self, m: &HostMem) {
-        let (d, kv_heads) = (self.kv.head_dim, self.kv.kv_heads);
-        let width = (self.heads + 2 * kv_heads) * d;
+        let width = (self.heads + 2 * self.kv.kv_heads) * self.kv.head_dim;
         let mut qkv = m.load(self.qkv);
         let (positions, slots) = (m.read(self.positions), m.read(self.slot_mapping));
         for (row, (&position, &slot)) in qkv.chunks_exact_mut(width).zip(positions.iter().zip(&slots)).take(self.tokens)
         {
-            if slot < 0 {
-                continue;
-            }
-            let at = position as usize * d;
-            let mut angles = m.load(self.table.slice(at..at + d));
-            angles.iter_mut().for_each(|a| *a = round_to(self.qkv.dtype(), *a));
-            let (cos, sin) = angles.split_at(d / 2);
-            let (q, kv) = row.split_at_mut(self.heads * d);
-            q.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
-            let (k, v) = kv.split_at(kv_heads * d);
-            let mut k = k.to_vec();
-            k.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
-            for h in 0..kv_heads {
-                let at = self.kv.at(slot as usize, h);
-                m.store(self.kv.k.slice(at..at + d), &k[h * d..][..d]);
-                m.store(self.kv.v.slice(at..at + d), &v[h * d..][..d]);
+            if let Ok(slot) = usize::try_from(slot) {
+                rotate_and_cache(m, row, self.heads, &self.kv, self.table, position as usize, slot);
             }
         }
         m.store(self.qkv, &qkv);
+    }
+}
+
+/// One row of q, k and v: q is rotated in place, unrounded; k, rotated, and v go to `slot` of the cache.
+pub(super) fn rotate_and_cache(
+    m: &HostMem,
+    row: &mut [f32],
+    heads: usize,
+    cache: &PagedKv,
+    table: Buf<f32>,
+    position: usize,
+    slot: usize,
+) {
+    let (d, kv_heads) = (cache.head_dim, cache.kv_heads);
+    let mut angles = m.load(table.slice(position * d..(position + 1) * d));
+    angles.iter_mut().for_each(|a| *a = round_to(cache.k.dtype(), *a));
+    let (cos, sin) = angles.split_at(d / 2);
+    let (q, kv) = row.split_at_mut(heads * d);
+    q.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
+    let (k, v) = kv.split_at(kv_heads * d);
+    let mut k = k.to_vec();
+    k.chunks_exact_mut(d).for_each(|head| rotate(head, cos, sin));
+    for h in 0..kv_heads {
+        let at = cache.at(slot, h);
+        m.store(cache.k.slice(at..at + d), &k[h * d..][..d]);
+        m.store(cache.v.slice(at..at + d), &v[h * d..][..d]);
     }
 }
 
@@ -137,7 +148,7 @@ impl Launch for RopeKv {
 
     /// A token along x and slices of its heads along y; a thread turns eight pairs of a head, or one pair where a half
     /// head is no multiple of eight.
-    fn geometry(&self, _: &GpuInfo) -> Geometry {
+    fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let half = self.kv.head_dim / 2;
         let pieces = if half.is_multiple_of(8) { half / 8 } else { half };
         let slices = ((self.heads + 2 * self.kv.kv_heads) * pieces).div_ceil(THREADS);
@@ -147,7 +158,7 @@ impl Launch for RopeKv {
             block: [THREADS as u32, 1, 1],
             smem: 0,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -277,7 +277,7 @@ impl Launch for Sample {
             block: [1024, 1, 1],
             smem,
             cluster: 1,
-            pdl: false,
+            pdl: gpu.sm_90a,
         }
     }
 }

@@ -8,7 +8,7 @@ use ocelli::backend::cuda::driver::{Device, Memory, Module};
 use ocelli::backend::cuda::image;
 use ocelli::kernel::Launch;
 use ocelli::mem::{Act, Bases, Buf, DType, Element, Layout, Region};
-use ocelli::ops::{KV_BLOCK, PagedKv};
+use ocelli::ops::{KV_BLOCK, PagedKv, rope_table};
 use rayon::prelude::*;
 
 #[path = "parity.rs"]
@@ -22,6 +22,11 @@ pub fn modules<K: Launch>(device: &Device) -> Vec<(&'static str, Arc<Module>)> {
     let capability = device.properties().gpu.compute_capability;
     let usable = image::embedded().iter().filter(|i| i.kernel == K::NAME && i.runs_on(capability));
     usable.map(|i| (i.arch, device.load_image(i, size_of::<K::Params>()).expect(i.arch))).collect()
+}
+
+/// The bits of `values`, rounded to `dtype`.
+pub fn bits(dtype: DType, values: &[f32]) -> Vec<u16> {
+    bytemuck::pod_collect_to_vec(&parity::encode(dtype, values))
 }
 
 /// `values` rounded to `dtype`.
@@ -51,10 +56,24 @@ impl Bed {
         buf
     }
 
+    pub fn table(&mut self, values: &[f32]) -> Buf<f32> {
+        let buf: Buf<f32> = self.take(Region::Weights, values.len());
+        self.contents.push((Region::Weights, buf.span().range().start, bytemuck::cast_slice(values).to_vec()));
+        buf
+    }
+
     pub fn ints(&mut self, values: &[i32]) -> Buf<i32> {
         let buf: Buf<i32> = self.take(Region::Io, values.len());
         self.contents.push((Region::Io, buf.span().range().start, bytemuck::cast_slice(values).to_vec()));
         buf
+    }
+
+    /// What a buffer of floats holds before a run.
+    pub fn before(&self, buf: Buf<Act>) -> Vec<u16> {
+        let is_it =
+            |&&(region, at, _): &&(Region, usize, Vec<u8>)| region == buf.region() && at == buf.span().range().start;
+        let (_, _, bytes) = self.contents.iter().find(is_it).expect("contents");
+        bytemuck::pod_collect_to_vec(bytes)
     }
 
     /// Memory for the buffers, every byte `fill`, then the contents.
@@ -69,12 +88,26 @@ impl Bed {
 
     /// Run `op` in fresh memory and return the bits of `o`.
     pub fn run<K: Launch>(&self, device: &Device, module: &Arc<Module>, op: &K, o: Buf<Act>) -> Vec<u16> {
+        let [bits] = self.run_for(device, module, op, [o]);
+        bits
+    }
+
+    /// Run `op` in fresh memory and return the bits of some buffers.
+    pub fn run_for<K: Launch, const N: usize>(
+        &self,
+        device: &Device,
+        module: &Arc<Module>,
+        op: &K,
+        wanted: [Buf<Act>; N],
+    ) -> [Vec<u16>; N] {
         let ready = self.open(device, 0xff);
         ready.launch(module, op, 1);
-        let mut bits = vec![0u16; o.len()];
-        let memory = &ready.memory[o.region() as usize];
-        device.read(memory, o.span().range().start, bytemuck::cast_slice_mut(&mut bits)).expect("o");
-        bits
+        wanted.map(|buf| {
+            let mut bits = vec![0u16; buf.len()];
+            let memory = &ready.memory[buf.region() as usize];
+            device.read(memory, buf.span().range().start, bytemuck::cast_slice_mut(&mut bits)).expect("a buffer");
+            bits
+        })
     }
 
     /// Microseconds of one of many launches in a row.
@@ -205,6 +238,25 @@ pub struct Sequence {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Query and key of the last token as they are after its rotation, `[heads, head_dim]`.
+    turned_q: Vec<f32>,
+    turned_k: Vec<f32>,
+}
+
+/// The angles of all tests.
+const THETA: f64 = 10000.0;
+
+/// Heads rotated by one row of a table of angles and rounded, with the roundings of the op: cosine and sine are rounded
+/// first, which makes products exact in f32, and a sum is rounded once in f32 and once to be stored.
+fn turned(dtype: DType, heads: &[f32], angles: &[f32]) -> Vec<f32> {
+    let (d, half) = (angles.len(), angles.len() / 2);
+    let angles = rounded(dtype, angles);
+    let element = |(i, _): (usize, &f32)| {
+        let (head, j) = (&heads[i / d * d..][..d], i % half);
+        let (low, high, cos, sin) = (head[j], head[j + half], angles[j], angles[j + half]);
+        if i % d < half { low * cos - high * sin } else { high * cos + low * sin }
+    };
+    rounded(dtype, &heads.iter().enumerate().map(element).collect::<Vec<_>>())
 }
 
 impl Sequence {
@@ -214,13 +266,27 @@ impl Sequence {
             let values: Vec<f32> = normal(len * heads * h.head_dim, seed + 97 * len as u64);
             rounded(dtype, &values.iter().map(|x| x * scale).collect::<Vec<_>>())
         };
-        Sequence {
-            h,
-            len,
-            q: numbers(h.heads, 1, sharpness),
-            k: numbers(h.kv_heads, 2, 1.0),
-            v: numbers(h.kv_heads, 3, 1.0),
-        }
+        let (q, k, v) = (numbers(h.heads, 1, sharpness), numbers(h.kv_heads, 2, 1.0), numbers(h.kv_heads, 3, 1.0));
+        let table = rope_table(THETA, h.head_dim, len.max(1));
+        let angles = &table[table.len() - h.head_dim..];
+        let last = |rows: &[f32], heads| turned(dtype, &rows[rows.len().saturating_sub(heads * h.head_dim)..], angles);
+        Sequence { h, len, turned_q: last(&q, h.heads), turned_k: last(&k, h.kv_heads), q, k, v }
+    }
+
+    /// The last token's query of `head`, and what it sees if that token is new: its own key is the rotated one, those of
+    /// earlier tokens are cached and were rotated when they were new.
+    pub fn newest<'a>(&'a self, head: usize) -> Query<'a> {
+        let d = self.h.head_dim;
+        let mut query = self.query(self.len - 1, head);
+        query.q = &self.turned_q[head * d..][..d];
+        query.keys[self.len - 1] = &self.turned_k[head / (self.h.heads / self.h.kv_heads) * d..][..d];
+        query
+    }
+
+    /// Key and value of the last token as they are cached, of one head.
+    pub fn cached(&self, kv_head: usize) -> (&[f32], &[f32]) {
+        let (d, v) = (self.h.head_dim, &self.v[(self.len - 1) * self.h.kv_heads * self.h.head_dim..]);
+        (&self.turned_k[kv_head * d..][..d], &v[kv_head * d..][..d])
     }
 
     fn queries(&self, token: usize) -> &[f32] {
@@ -238,13 +304,28 @@ impl Sequence {
     }
 }
 
+/// Where the keys and values of the new tokens are before a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum NewKv {
+    /// In the cache; what the step's rows have in their place is NaN, and queries are rotated.
+    Cached,
+    /// In the step's rows; the cache has NaN there. Queries and keys are not rotated yet. One new token a sequence, its
+    /// last.
+    InRows,
+}
+
 /// A step on the device: some of the tokens of some sequences, whose blocks lie scrambled in a cache that is NaN where
-/// it is nobody's; table entries of nobody are -1, and the k and v parts of the step's rows are NaN.
+/// it is nobody's; table entries of nobody are -1.
 pub struct Step {
     pub bed: Bed,
     pub qkv: Buf<Act>,
     pub o: Buf<Act>,
     pub kv: PagedKv,
+    pub table: Buf<f32>,
+    pub positions: Buf<i32>,
+    pub slot_mapping: Buf<i32>,
+    /// What `slot_mapping` holds.
+    pub slots: Vec<i32>,
     pub block_table: Buf<i32>,
     pub seq_lens: Buf<i32>,
     pub query_start: Buf<i32>,
@@ -256,8 +337,8 @@ pub struct Step {
 /// Rows of nobody before and behind those of a step.
 pub const SPARE: usize = 3;
 
-/// `parts` are sequences and their new tokens; an empty range at 0 is a sequence of no tokens, for decoding.
-pub fn step(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)], before: usize) -> Step {
+/// `parts` are sequences and their new tokens.
+pub fn step(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)], before: usize, new_kv: NewKv) -> Step {
     let (d, width) = (h.head_dim, h.heads * h.head_dim);
     let mut bed = Bed::new(dtype);
     let blocks: Vec<usize> = parts.iter().map(|(_, new)| new.end.div_ceil(KV_BLOCK)).collect();
@@ -270,11 +351,19 @@ pub fn step(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)], before:
     let mut table = vec![-1; parts.len() * max_blocks];
     let cache = pool * h.kv_heads * KV_BLOCK * d;
     let (mut k, mut v) = (vec![f32::NAN; cache], vec![f32::NAN; cache]);
+    let (mut slots, mut positions) = (Vec::new(), Vec::new());
     for (s, (sequence, new)) in parts.iter().enumerate() {
         for (i, entry) in table[s * max_blocks..][..blocks[s]].iter_mut().enumerate() {
             let block = free.next().expect("a free block");
             *entry = block as i32;
             for token in i * KV_BLOCK..new.end.min((i + 1) * KV_BLOCK) {
+                if new.contains(&token) {
+                    slots.push((block * KV_BLOCK + token % KV_BLOCK) as i32);
+                    positions.push(token as i32);
+                    if new_kv == NewKv::InRows {
+                        continue;
+                    }
+                }
                 for head in 0..h.kv_heads {
                     let to = ((block * h.kv_heads + head) * KV_BLOCK + token % KV_BLOCK) * d;
                     let from = (token * h.kv_heads + head) * d;
@@ -291,7 +380,11 @@ pub fn step(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)], before:
     for (sequence, new) in parts {
         for token in new.clone() {
             rows.extend(sequence.queries(token));
-            rows.extend(vec![f32::NAN; 2 * h.kv_heads * d]);
+            let kv = token * h.kv_heads * d..(token + 1) * h.kv_heads * d;
+            match new_kv {
+                NewKv::Cached => rows.extend(vec![f32::NAN; 2 * kv.len()]),
+                NewKv::InRows => rows.extend(sequence.k[kv.clone()].iter().chain(&sequence.v[kv])),
+            }
         }
         query_start.push(query_start[query_start.len() - 1] + new.len() as i32);
     }
@@ -302,6 +395,10 @@ pub fn step(dtype: DType, h: Heads, parts: &[(&Sequence, Range<usize>)], before:
         kv: PagedKv { k: bed.floats(Region::Kv, &k), v: bed.floats(Region::Kv, &v), kv_heads: h.kv_heads, head_dim: d },
         qkv: bed.floats(Region::Scratch, &rows),
         o: bed.take(Region::Scratch, (before + tokens + SPARE) * width),
+        table: bed.table(&rope_table(THETA, d, lens.iter().copied().max().unwrap_or(1) as usize)),
+        positions: bed.ints(&positions),
+        slot_mapping: bed.ints(&slots),
+        slots,
         block_table: bed.ints(&table),
         seq_lens: bed.ints(&lens),
         query_start: bed.ints(&query_start),

@@ -113,9 +113,24 @@ fn attention_moves_queries_outputs_and_the_cache_of_the_stated_context() {
     let (block_table, seq_lens, query_start, positions) = (l.take(6), l.take(2), l.take(3), l.take(5));
     // Two sequences of 20 cached tokens: queries and outputs of 32 values, 2 * 20 * 16 of the cache,
     let (seqs, max_blocks, context) = (2, 3, 20);
-    let decode = PagedDecode { o, qkv, kv, block_table, seq_lens, seqs, heads, max_blocks, context };
-    // and a length and two blocks of the table, each of 4 bytes.
-    assert_eq!(costs(decode).bytes, 2 * (2 * (32 + 32 + 2 * 20 * 16) + 4 * 3));
+    let (table, slot_mapping) = (l.take(64 * 8), positions);
+    let decode = PagedDecode {
+        o,
+        qkv,
+        kv,
+        table,
+        positions,
+        slot_mapping,
+        block_table,
+        seq_lens,
+        seqs,
+        heads,
+        max_blocks,
+        context,
+    };
+    // and the new keys and values once more, from qkv; a row of 8 angles, a position, a slot, a length and two blocks of
+    // the table, each of 4 bytes.
+    assert_eq!(costs(decode).bytes, 2 * (2 * (32 + 32 + 2 * 16 + 2 * 20 * 16) + 4 * (8 + 3 + 2)));
     let prefill =
         PagedPrefill { o, qkv, kv, block_table, seq_lens, query_start, seqs, heads, tokens: 10, max_blocks, context };
     // Here also where each sequence starts and the last ends. Ten queries of the last five of 20 see 16 to 20 keys.
@@ -123,6 +138,6 @@ fn attention_moves_queries_outputs_and_the_cache_of_the_stated_context() {
     assert_eq!(costs(prefill).flops, 4 * 2 * (16 + 17 + 18 + 19 + 20) * (4 * 8 + 4));
 
     // Five tokens: q, k and v are read; q, and k and v in the cache, are written; a row of f32 angles and two integers.
-    let rope = RopeKv { qkv, kv, table: l.take(64 * 8), positions, slot_mapping: positions, tokens: 5, heads };
+    let rope = RopeKv { qkv, kv, table, positions, slot_mapping, tokens: 5, heads };
     assert_eq!(costs(rope).bytes, 5 * (2 * (32 + 16 + 16) + 2 * (32 + 16 + 16) + 4 * 8 + 4 + 4));
 }

@@ -1,7 +1,11 @@
 //! PagedPrefill and PagedDecode.
 //!
-//! Caches are poisoned: every slot that no sequence owns is NaN, unused entries of the block tables are -1, and so are
-//! the k and v parts of the step's rows NaN, because the ops read keys and values from the cache alone.
+//! Caches are poisoned: every slot that no sequence owns is NaN, unused entries of the block tables are -1. Prompts read
+//! keys and values from the cache alone, so the k and v parts of their rows are NaN; decoding rows bring theirs, and their
+//! slots in the cache are NaN.
+//!
+//! Decoding rotates by quarter turns here: a token at position `p` by `p` of them, which changes signs and places and
+//! rounds nothing. Any angles are held to those of RopeKv where steps that share a cache are compared.
 
 use std::ops::Range;
 
@@ -57,6 +61,28 @@ impl Sequence {
     }
 }
 
+/// Heads before the rotation that makes them `turned`.
+fn unturned(turned: &[f64], head_dim: usize, position: usize) -> Vec<f64> {
+    let half = head_dim / 2;
+    let mut heads = turned.to_vec();
+    for head in heads.chunks_mut(head_dim) {
+        for _ in 0..position % 4 {
+            let (low, high) = head[..2 * half].split_at_mut(half);
+            // Turned by a quarter, (low, high) was (-high, low).
+            low.swap_with_slice(high);
+            high.iter_mut().for_each(|x| *x = -*x);
+        }
+    }
+    heads
+}
+
+/// Cosines, then sines, of quarter turns.
+fn quarter_turns(head_dim: usize, positions: usize) -> Vec<f64> {
+    const COS_SIN: [(f64, f64); 4] = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)];
+    let row = |p: usize| [COS_SIN[p % 4].0, COS_SIN[p % 4].1].map(|x| vec![x; head_dim / 2]).concat();
+    (0..positions).flat_map(row).collect()
+}
+
 /// A sequence in a step: the tokens whose rows the step holds; those before are cached.
 #[derive(Clone)]
 struct Part<'a> {
@@ -89,6 +115,7 @@ fn step(dtype: DType, h: Heads, decoding: &[Part<'_>], prompts: &[Part<'_>]) -> 
     let pool = lens.iter().map(|l| l.div_ceil(BLOCK)).sum::<usize>() + 2;
     let mut free = bed.rng.permutation(pool).into_iter();
     let mut table = vec![-1; parts.len() * max_blocks];
+    let mut slots = vec![-1; decoding.len()];
     let (mut k, mut v) = (vec![f64::NAN; pool * kv_heads * BLOCK * d], vec![f64::NAN; pool * kv_heads * BLOCK * d]);
     for (s, p) in parts.iter().enumerate() {
         for token in 0..p.new.end {
@@ -96,6 +123,10 @@ fn step(dtype: DType, h: Heads, decoding: &[Part<'_>], prompts: &[Part<'_>]) -> 
                 table[s * max_blocks + token / BLOCK] = free.next().unwrap() as i32;
             }
             let block = table[s * max_blocks + token / BLOCK] as usize;
+            if s < decoding.len() && token + 1 == p.new.end {
+                slots[s] = (block * BLOCK + token % BLOCK) as i32;
+                continue;
+            }
             for head in 0..kv_heads {
                 let to = ((block * kv_heads + head) * BLOCK + token % BLOCK) * d;
                 let from = (token * kv_heads + head) * d;
@@ -106,14 +137,21 @@ fn step(dtype: DType, h: Heads, decoding: &[Part<'_>], prompts: &[Part<'_>]) -> 
     }
 
     let mut rows: Vec<f64> = Vec::new();
+    let mut query_start = vec![decoding.len() as i32];
+    for p in decoding {
+        let Some(t) = p.new.clone().last() else {
+            rows.extend(vec![f64::NAN; (heads + 2 * kv_heads) * d]);
+            continue;
+        };
+        let kv = t * kv_heads * d..(t + 1) * kv_heads * d;
+        rows.extend(unturned(&p.sequence.q[t * heads * d..][..heads * d], d, t));
+        rows.extend(unturned(&p.sequence.k[kv.clone()], d, t));
+        rows.extend(&p.sequence.v[kv]);
+    }
     let mut row = |q: &[f64]| {
         rows.extend(q);
         rows.extend(vec![f64::NAN; 2 * kv_heads * d]);
     };
-    let mut query_start = vec![decoding.len() as i32];
-    for p in decoding {
-        row(p.new.clone().last().map_or(&vec![0.5; heads * d], |t| &p.sequence.q[t * heads * d..][..heads * d]));
-    }
     for p in prompts {
         p.new.clone().for_each(|t| row(&p.sequence.q[t * heads * d..][..heads * d]));
         query_start.push(query_start[query_start.len() - 1] + p.new.len() as i32);
@@ -132,6 +170,9 @@ fn step(dtype: DType, h: Heads, decoding: &[Part<'_>], prompts: &[Part<'_>]) -> 
         o,
         qkv,
         kv,
+        table: bed.put(Region::Weights, &quarter_turns(d, max_blocks * BLOCK)),
+        positions: bed.ints(&decoding.iter().map(|p| p.new.end.saturating_sub(1) as i32).collect::<Vec<_>>()),
+        slot_mapping: bed.ints(&slots),
         block_table: block_table.slice(0..n * max_blocks),
         seq_lens: seq_lens.slice(0..n),
         seqs: n,
@@ -165,6 +206,26 @@ impl Step {
     fn untouched(&self, ran: &Ran, rows: Range<usize>) -> bool {
         let width = self.decode.heads * self.decode.kv.head_dim;
         ran.untouched(self.decode.o, rows.start * width..rows.end * width)
+    }
+
+    /// Hold the cache to what it was and the new tokens of decoding sequences.
+    fn check_cache(&self, ran: &Ran, parts: &[Part<'_>]) {
+        let PagedKv { k, v, kv_heads, head_dim: d } = self.decode.kv;
+        let stored = |x: f64| crate::bound::round(self.bed.dtype, x);
+        let (slots, keys, values) = (ran.ints(self.decode.slot_mapping), ran.output(k), ran.output(v));
+        let mut written = vec![false; keys.len()];
+        for (p, &slot) in parts.iter().zip(&slots).filter(|(_, slot)| **slot >= 0) {
+            let (block, place) = (slot as usize / BLOCK, slot as usize % BLOCK);
+            for i in 0..kv_heads * d {
+                let at = ((block * kv_heads + i / d) * BLOCK + place) * d + i % d;
+                let from = (p.new.end - 1) * kv_heads * d + i;
+                assert_eq!((keys[at], values[at]), (stored(p.sequence.k[from]), stored(p.sequence.v[from])));
+                written[at] = true;
+            }
+        }
+        for (i, _) in written.iter().enumerate().filter(|(_, written)| !**written) {
+            assert!(ran.untouched(k, i..i + 1) && ran.untouched(v, i..i + 1), "element {i} of another slot");
+        }
     }
 
     /// Hold row `i` to the attention of token `token` of a sequence to itself and what is before it.
@@ -231,14 +292,14 @@ fn prompts_case(account: &mut Account, dtype: DType, h: Heads, prompts: &[(usize
     assert!(step.untouched(&ran, 0..2) && step.untouched(&ran, row..row + SPARE), "rows of others");
 }
 
-/// Tokens in the cache of decoding sequences; 0 is an idle row.
+/// Tokens of decoding sequences, the new one included; 0 is an idle row.
 const DECODING: [&[usize]; 5] = [&[1], &[0], &[15, 16, 17], &[0, 31, 0, 32, 33], &[64, 2, 0, 100]];
 
 #[test]
 fn decoding_attends_to_the_whole_cache_and_idle_rows_are_zero() {
     for dtype in FLOATS {
         let mut account = Account::new("paged_decode", dtype);
-        for h in HEADS {
+        for h in HEADS.into_iter().filter(|h| h.head_dim.is_multiple_of(2)) {
             for lens in DECODING {
                 let mut rng = Rng::new(32);
                 let queries = [2.0, 100.0].into_iter().cycle();
@@ -255,6 +316,7 @@ fn decoding_attends_to_the_whole_cache_and_idle_rows_are_zero() {
                     }
                 }
                 assert!(step.untouched(&ran, lens.len()..lens.len() + SPARE), "rows of nobody");
+                step.check_cache(&ran, &parts);
             }
         }
     }
@@ -361,25 +423,41 @@ fn steps_that_share_a_cache_give_the_bits_of_one_step() {
                 let slots: Vec<i32> = positions.iter().map(|t| blocks[*t as usize / BLOCK] * 16 + t % 16).collect();
                 let (positions, slot_mapping) = (bed.ints(&positions), bed.ints(&slots));
                 let (seq_lens, query_start) = (bed.ints(&[chunk.end as i32]), bed.ints(&[0, n as i32]));
-                ops.push(RopeKv { qkv, kv, table, positions, slot_mapping, tokens: n, heads: 4 }.into());
-                let (heads, max_blocks, context) = (4, 3, len);
-                ops.push(match n {
-                    1 => PagedDecode { o, qkv, kv, block_table, seq_lens, seqs: 1, heads, max_blocks, context }.into(),
-                    tokens => PagedPrefill {
+                let (seqs, heads, max_blocks, context) = (1, 4, 3, len);
+                if n == 1 {
+                    let decode = PagedDecode {
+                        o,
+                        qkv,
+                        kv,
+                        table,
+                        positions,
+                        slot_mapping,
+                        block_table,
+                        seq_lens,
+                        seqs,
+                        heads,
+                        max_blocks,
+                        context,
+                    };
+                    ops.push(decode.into());
+                } else {
+                    let tokens = n;
+                    let prefill = PagedPrefill {
                         o,
                         qkv,
                         kv,
                         block_table,
                         seq_lens,
                         query_start,
-                        seqs: 1,
+                        seqs,
                         heads,
                         tokens,
                         max_blocks,
                         context,
-                    }
-                    .into(),
-                });
+                    };
+                    ops.push(RopeKv { qkv, kv, table, positions, slot_mapping, tokens, heads }.into());
+                    ops.push(prefill.into());
+                }
                 outputs.push(o);
             }
             let ran = bed.run_all(&ops);

@@ -48,18 +48,24 @@ impl std::fmt::Display for Heads {
     }
 }
 
-/// Queries, keys and values have one scale, 2, so scores have a standard deviation of 4/3 and values are twice as large.
+/// [`tolerance`] where queries, keys and values have one scale, 2, rotated or not: scores have a standard deviation of 4/3,
+/// and values are twice as large.
+fn tolerance_of_twos(tokens: usize, head_dim: usize) -> Tolerance {
+    let Tolerance { arithmetic, roundings, ulps } = tolerance(tokens, head_dim);
+    Tolerance { arithmetic: 2.0 * arithmetic, roundings: 2.0 * roundings, ulps }
+}
+
 fn dense(size: Size, tiles: usize, tokens: usize, heads: usize, head_dim: usize) -> Case {
     let (name, width) = (format!("{tiles}x{tokens} heads {heads}x{head_dim}"), heads * head_dim);
-    let Tolerance { arithmetic, roundings, ulps } = tolerance(tokens, head_dim);
-    let tolerance = Tolerance { arithmetic: 2.0 * arithmetic, roundings: 2.0 * roundings, ulps };
-    Case::new(DenseAttention::NAME, name, size, tolerance, move |bed: &mut Bed| DenseAttention {
-        o: bed.output(Region::Scratch, tiles * tokens * width),
-        qkv: bed.uniform(Region::Scratch, tiles * tokens * 3 * width, 2.0),
-        tiles,
-        tokens,
-        heads,
-        head_dim,
+    Case::new(DenseAttention::NAME, name, size, tolerance_of_twos(tokens, head_dim), move |bed: &mut Bed| {
+        DenseAttention {
+            o: bed.output(Region::Scratch, tiles * tokens * width),
+            qkv: bed.uniform(Region::Scratch, tiles * tokens * 3 * width, 2.0),
+            tiles,
+            tokens,
+            heads,
+            head_dim,
+        }
     })
 }
 
@@ -68,9 +74,11 @@ struct Cache {
     kv: PagedKv,
     block_table: Buf<i32>,
     max_blocks: usize,
+    /// Where the last token of each sequence lies, or -1.
+    slots: Vec<i32>,
 }
 
-fn cache(bed: &mut Bed, h: Heads, lens: &[usize]) -> Cache {
+fn cache(bed: &mut Bed, h: Heads, lens: &[usize], scale: f32) -> Cache {
     let blocks = || lens.iter().map(|len| len.div_ceil(KV_BLOCK));
     let max_blocks = blocks().max().unwrap_or(0).max(1) + 1;
     // Seven is no factor of the pool's size, so this is a permutation of it.
@@ -81,9 +89,14 @@ fn cache(bed: &mut Bed, h: Heads, lens: &[usize]) -> Cache {
     for (row, blocks) in table.chunks_exact_mut(max_blocks).zip(blocks()) {
         row.iter_mut().zip(free.by_ref().take(blocks)).for_each(|(entry, block)| *entry = block as i32);
     }
-    let mut half = || bed.uniform(Region::Kv, pool * h.kv_heads * KV_BLOCK * h.head_dim, 1.0);
+    let slot = |(row, &len): (&[i32], &usize)| match len.checked_sub(1) {
+        Some(last) => row[last / KV_BLOCK] * KV_BLOCK as i32 + (last % KV_BLOCK) as i32,
+        None => -1,
+    };
+    let slots = table.chunks_exact(max_blocks).zip(lens).map(slot).collect();
+    let mut half = || bed.uniform(Region::Kv, pool * h.kv_heads * KV_BLOCK * h.head_dim, scale);
     let kv = PagedKv { k: half(), v: half(), kv_heads: h.kv_heads, head_dim: h.head_dim };
-    Cache { kv, block_table: bed.ints(&table), max_blocks }
+    Cache { kv, block_table: bed.ints(&table), max_blocks, slots }
 }
 
 fn ints(values: impl IntoIterator<Item = usize>) -> Vec<i32> {
@@ -94,11 +107,15 @@ fn decode(size: Size, h: Heads, lens: &'static [usize]) -> Case {
     let (seqs, longest) = (lens.len(), lens.iter().copied().max().unwrap_or(0));
     let all_equal = lens.iter().all(|len| *len == longest);
     let name = if all_equal { format!("{seqs}x{longest} heads {h}") } else { format!("{lens:?} heads {h}") };
-    Case::new(PagedDecode::NAME, name, size, tolerance(longest, h.head_dim), move |bed: &mut Bed| {
-        let Cache { kv, block_table, max_blocks } = cache(bed, h, lens);
+    Case::new(PagedDecode::NAME, name, size, tolerance_of_twos(longest, h.head_dim), move |bed: &mut Bed| {
+        let Cache { kv, block_table, max_blocks, slots } = cache(bed, h, lens, 2.0);
+        let last = |len: usize| len.saturating_sub(1);
         PagedDecode {
+            table: bed.floats(Region::Weights, rope_table(1e4, h.head_dim, longest.max(1))),
+            positions: bed.ints(&ints(lens.iter().copied().map(last))),
+            slot_mapping: bed.ints(&slots),
             o: bed.output(Region::Scratch, seqs * h.heads * h.head_dim),
-            qkv: bed.uniform(Region::Scratch, seqs * h.row(), SHARPNESS),
+            qkv: bed.uniform(Region::Scratch, seqs * h.row(), 2.0),
             kv,
             block_table,
             seq_lens: bed.ints(&ints(lens.iter().copied())),
@@ -122,7 +139,7 @@ fn prefill(size: Size, h: Heads, parts: &'static [[usize; 2]]) -> Case {
             *row += p[1];
             Some(*row)
         });
-        let Cache { kv, block_table, max_blocks } = cache(bed, h, &lens);
+        let Cache { kv, block_table, max_blocks, .. } = cache(bed, h, &lens, 1.0);
         PagedPrefill {
             o: bed.output(Region::Scratch, tokens * h.heads * h.head_dim),
             qkv: bed.uniform(Region::Scratch, tokens * h.row(), SHARPNESS),
