@@ -82,8 +82,11 @@ fn request(engine: &mut Engine, pictures: Vec<Vec<u8>>, args: &LatencyArgs) -> R
     Ok(request)
 }
 
-/// Milliseconds by what they were spent on.
-const TIMES: [(&str, &str, fn(&Output) -> f64); 5] = [
+/// Milliseconds that an answer spent on something.
+type Time = fn(&Output) -> f64;
+
+/// Every time by its name in the report and in words.
+const TIMES: [(&str, &str, Time); 5] = [
     ("prepare_ms", "pictures and tokens ready", |o| o.timings.prepare_ms),
     ("prefill_ms", "then to the first token", |o| o.timings.prefill_ms),
     ("ttft_ms", "first token", |o| o.timings.ttft_ms),
@@ -92,7 +95,7 @@ const TIMES: [(&str, &str, fn(&Output) -> f64); 5] = [
 ];
 
 /// Median, smallest and largest.
-fn spread(outputs: &[Output], time: fn(&Output) -> f64) -> (f64, f64, f64) {
+fn spread(outputs: &[Output], time: Time) -> (f64, f64, f64) {
     let mut all: Vec<f64> = outputs.iter().map(time).collect();
     all.sort_by(f64::total_cmp);
     let [first, .., last] = all[..] else { return (all[0], all[0], all[0]) };
