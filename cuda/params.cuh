@@ -42,6 +42,22 @@ static_assert(sizeof(GemmParams) == 64, "GemmParams: change src/ops/gemm.rs with
 // What becomes of p = a * b^T + bias; the numbers are those of Epilogue::code in src/ops/gemm.rs.
 enum GemmEpilogue : uint32_t { kStore = 0, kAddResidual = 1, kQuickGelu = 2, kGelu = 3, kSwiGlu = 4 };
 
+struct GemvParams {
+    void* c;           // (m, n), or (m, n / 2) with kSwiGlu; dtype of the symbol, or f32 with c_is_f32
+    const void* a;     // (m, k)
+    const void* b;     // (n, k)
+    const void* norm;  // (k), or null
+    uint32_t m;
+    uint32_t n;
+    uint32_t k;
+    uint32_t epilogue;  // kStore, kAddResidual or kSwiGlu of GemmEpilogue
+    float eps;
+    uint32_t c_is_f32;
+    uint32_t vectors;  // whether every row of a, b and norm starts at a multiple of 16 bytes
+    uint32_t pad;
+};
+static_assert(sizeof(GemvParams) == 64, "GemvParams: change src/ops/gemv.rs with it");
+
 struct DenseAttentionParams {
     void* o;           // (tiles, tokens, heads, head_dim), dtype of the symbol
     const void* qkv;   // (tiles, tokens, 3, heads, head_dim)

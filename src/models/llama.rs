@@ -5,8 +5,8 @@ use super::load::Loader;
 use crate::config::LlamaConfig;
 use crate::mem::{Act, Buf, DType, Layout};
 use crate::ops::{
-    EmbedSplice, Epilogue, Gather, Gemm, KV_BLOCK, PagedDecode, PagedKv, PagedPrefill, RmsNorm, RopeKv, Sample,
-    rope_table,
+    EmbedSplice, Epilogue, Gather, Gemm, Gemv, KV_BLOCK, Norm, PagedDecode, PagedKv, PagedPrefill, RmsNorm, RopeKv,
+    Sample, rope_table,
 };
 use crate::plan::Plan;
 
@@ -89,21 +89,21 @@ impl Llama {
         let rows = self.rows(scratch, shape);
         let ids = io.ids.slice(0..n);
         plan.push(EmbedSplice { y: rows.x, table: self.embed, image_rows, ids, rows: n, cols: d });
-        let normed = |weight| RmsNorm { y: rows.h, x: rows.x, weight, rows: n, cols: d, eps: c.rms_norm_eps as f32 };
-        let linear = |c, a, b, n_out, k, epilogue| Gemm { c, a, b, m: n, n: n_out, k, bias: None, epilogue };
+        let norm = |weight| Some(Norm { weight, eps: c.rms_norm_eps as f32 });
+        let linear = |p: &mut Plan, c, (norm, a), b, n_out, k, epilogue| {
+            project(p, Gemv { c, a, b, m: n, n: n_out, k, norm, epilogue }, rows.h);
+        };
         let (q, f) = (c.num_attention_heads * c.head_dim, c.intermediate_size);
         for (i, (b, kv)) in self.blocks.iter().zip(cache).enumerate() {
             plan.scope(i, |plan| {
                 plan.scope("attn", |p| {
-                    p.push(normed(b.attn_norm));
-                    p.push(linear(rows.qkv, rows.h, b.qkv, qkv_width(c), d, Epilogue::Store));
+                    linear(p, rows.qkv, (norm(b.attn_norm), rows.x), b.qkv, qkv_width(c), d, Epilogue::Store);
                     self.attend(p, &rows, *kv, io, shape);
-                    p.push(linear(rows.x, rows.attn, b.out, d, q, Epilogue::AddResidual));
+                    linear(p, rows.x, (None, rows.attn), b.out, d, q, Epilogue::AddResidual);
                 });
                 plan.scope("mlp", |p| {
-                    p.push(normed(b.mlp_norm));
-                    p.push(linear(rows.mlp, rows.h, b.gate_up, 2 * f, d, Epilogue::SwiGlu));
-                    p.push(linear(rows.x, rows.mlp, b.down, d, f, Epilogue::AddResidual));
+                    linear(p, rows.mlp, (norm(b.mlp_norm), rows.x), b.gate_up, 2 * f, d, Epilogue::SwiGlu);
+                    linear(p, rows.x, (None, rows.mlp), b.down, d, f, Epilogue::AddResidual);
                 });
             });
         }
@@ -172,20 +172,12 @@ impl Llama {
 
     fn sample(&self, p: &mut Plan, rows: &Rows, io: &StepIo, shape: StepShape) {
         let (n, d, vocab) = (shape.logit_rows, self.config.hidden_size, self.config.vocab_size);
-        let (last, eps) = (rows.last, self.config.rms_norm_eps as f32);
-        let logits = io.logits.slice(0..n * vocab);
+        let (last, logits) = (rows.last, io.logits.slice(0..n * vocab));
+        let norm = Some(Norm { weight: self.norm, eps: self.config.rms_norm_eps as f32 });
         p.push(Gather { y: last, x: rows.x, index: io.logit_index, rows: n, cols: d, y_cols: d, first_col: 0 });
-        p.push(RmsNorm { y: last, x: last, weight: self.norm, rows: n, cols: d, eps });
-        p.push(Gemm {
-            c: logits.into(),
-            a: last,
-            b: self.head,
-            m: n,
-            n: vocab,
-            k: d,
-            bias: None,
-            epilogue: Epilogue::Store,
-        });
+        let head =
+            Gemv { c: logits.into(), a: last, b: self.head, m: n, n: vocab, k: d, norm, epilogue: Epilogue::Store };
+        project(p, head, last);
         p.push(Sample {
             token: io.token,
             logprobs: io.logprobs,
@@ -197,6 +189,20 @@ impl Llama {
             vocab,
         });
     }
+}
+
+/// A linear layer with the normalisation before it: one op where the rows are few, else by way of `h`, which may be `a`.
+fn project(p: &mut Plan, op: Gemv, h: Buf<Act>) {
+    let Gemv { c, a, b, m, n, k, norm, epilogue } = op;
+    if m <= Gemv::MAX_ROWS {
+        p.push(op);
+        return;
+    }
+    if let Some(Norm { weight, eps }) = norm {
+        p.push(RmsNorm { y: h, x: a, weight, rows: m, cols: k, eps });
+    }
+    let a = if norm.is_some() { h } else { a };
+    p.push(Gemm { c, a, b, m, n, k, bias: None, epilogue });
 }
 
 /// Elements of a row of q, k and v.

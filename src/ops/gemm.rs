@@ -110,7 +110,7 @@ pub struct GemmParams {
 
 impl Epilogue {
     /// The number of `GemmEpilogue` in `cuda/params.cuh`.
-    fn code(self) -> u32 {
+    pub(super) fn code(self) -> u32 {
         match self {
             Epilogue::Store => 0,
             Epilogue::AddResidual => 1,

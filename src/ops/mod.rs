@@ -19,6 +19,7 @@ mod dense_attention;
 mod embed_splice;
 mod gather;
 mod gemm;
+mod gemv;
 mod layer_norm;
 mod math;
 mod paged_decode;
@@ -36,6 +37,7 @@ pub use dense_attention::{DenseAttention, DenseAttentionParams};
 pub use embed_splice::{EmbedSplice, EmbedSpliceParams};
 pub use gather::{Gather, GatherParams};
 pub use gemm::{Epilogue, Gemm, GemmParams};
+pub use gemv::{Gemv, GemvParams, Norm};
 pub use layer_norm::{LayerNorm, LayerNormParams};
 pub use paged_decode::{PagedDecode, PagedDecodeParams};
 pub use paged_prefill::{PagedPrefill, PagedPrefillParams};
@@ -96,6 +98,6 @@ macro_rules! ops {
 }
 
 ops! {
-    PatchEmbed, LayerNorm, RmsNorm, Gemm, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather, Sample,
-    RandomFill, Resize,
+    PatchEmbed, LayerNorm, RmsNorm, Gemm, Gemv, DenseAttention, RopeKv, PagedPrefill, PagedDecode, EmbedSplice, Gather,
+    Sample, RandomFill, Resize,
 }

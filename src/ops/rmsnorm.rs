@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::math::dot;
 use crate::host::{HostMem, round_to};
 use crate::kernel::{Cost, Geometry, GpuInfo, Kernel, Launch};
-use crate::mem::{Act, Bases, Buf, Spans};
+use crate::mem::{Act, Bases, Buf, DType, Spans};
 
 /// `y = round(x / sqrt(mean(x^2) + eps)) * weight`, row by row.
 ///
@@ -39,16 +39,20 @@ impl Kernel for RmsNorm {
     }
 
     fn reference(&self, m: &HostMem) {
-        let weight = m.load(self.weight);
         let mut y = m.load(self.x);
-        for row in y.chunks_exact_mut(self.cols) {
-            let mean_square = dot(row, row) / self.cols as f32;
-            let scale = 1.0 / (mean_square + self.eps).sqrt();
-            for (v, w) in row.iter_mut().zip(&weight) {
-                *v = round_to(self.x.dtype(), *v * scale) * w;
-            }
-        }
+        normalise(&mut y, &m.load(self.weight), self.eps, self.x.dtype());
         m.store(self.y, &y);
+    }
+}
+
+/// Every row of `x`, as long as `weight`, up to the last rounding.
+pub(super) fn normalise(x: &mut [f32], weight: &[f32], eps: f32, dtype: DType) {
+    for row in x.chunks_exact_mut(weight.len()) {
+        let mean_square = dot(row, row) / row.len() as f32;
+        let scale = 1.0 / (mean_square + eps).sqrt();
+        for (v, w) in row.iter_mut().zip(weight) {
+            *v = round_to(dtype, *v * scale) * w;
+        }
     }
 }
 

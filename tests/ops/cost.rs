@@ -3,8 +3,8 @@
 use ocelli::kernel::Cost;
 use ocelli::mem::{Act, Buf, DType, Layout, Region};
 use ocelli::ops::{
-    DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, LayerNorm, Op, PagedDecode, PagedKv, PagedPrefill, PatchEmbed,
-    RandomFill, Resize, ResizeAxis, RmsNorm, RopeKv,
+    DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, Gemv, LayerNorm, Norm, Op, PagedDecode, PagedKv, PagedPrefill,
+    PatchEmbed, RandomFill, Resize, ResizeAxis, RmsNorm, RopeKv,
 };
 
 fn costs(op: impl Into<Op>) -> Cost {
@@ -46,6 +46,26 @@ fn a_gemm_moves_its_matrices_once_and_a_residual_twice() {
     ];
     for (i, (cost, bytes)) in cases.into_iter().enumerate() {
         assert_eq!((cost.bytes, cost.flops), (bytes, 2 * 3 * 10 * 7), "case {i}");
+    }
+}
+
+#[test]
+fn a_gemv_reads_the_weight_of_its_norm_and_not_what_it_normalises_twice() {
+    let mut l = layout();
+    let (m, n, k) = (3, 10, 7);
+    let (a, b, weight): (Buf<Act>, Buf<Act>, Buf<Act>) = (l.take(m * k), l.take(n * k), l.take(k));
+    let (c, half, logits) = (l.take::<Act>(m * n), l.take::<Act>(m * n / 2), l.take::<f32>(m * n));
+    let norm = Some(Norm { weight, eps: 0.0 });
+    let gemv = |c: Buf<Act>, norm, epilogue| costs(Gemv { c, a, b, m, n, k, norm, epilogue });
+    let (inputs, product) = (2 * (21 + 70), 2 * 3 * 10 * 7);
+    let cases = [
+        (gemv(c, None, Epilogue::Store), inputs + 2 * 30, product),
+        (gemv(c, None, Epilogue::AddResidual), inputs + 2 * (30 + 30), product),
+        (gemv(half, norm, Epilogue::SwiGlu), inputs + 2 * (7 + 15), product + 4 * 21),
+        (gemv(logits.into(), norm, Epilogue::Store), inputs + 2 * 7 + 4 * 30, product + 4 * 21),
+    ];
+    for (i, (cost, bytes, flops)) in cases.into_iter().enumerate() {
+        assert_eq!((cost.bytes, cost.flops), (bytes, flops), "case {i}");
     }
 }
 

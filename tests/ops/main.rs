@@ -17,6 +17,7 @@ mod bound;
 mod cost;
 mod dense_attention;
 mod gemm;
+mod gemv;
 mod norm;
 mod paged;
 mod patch_embed;

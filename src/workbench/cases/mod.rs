@@ -8,6 +8,7 @@
 
 mod attention;
 pub mod gemm;
+mod gemv;
 mod rows;
 mod sample;
 mod vision;
@@ -103,7 +104,7 @@ impl Case {
 
 /// The whole table, in the order of [`Op::NAMES`].
 pub fn all() -> Vec<Case> {
-    let tables = [gemm::cases(), rows::cases(), attention::cases(), vision::cases(), sample::cases()];
+    let tables = [gemm::cases(), gemv::cases(), rows::cases(), attention::cases(), vision::cases(), sample::cases()];
     let mut cases: Vec<Case> = tables.into_iter().flatten().collect();
     cases.sort_by_key(|case| Op::NAMES.iter().position(|name| *name == case.op));
     cases
