@@ -9,7 +9,7 @@ use crate::mem::{Act, Bases, Buf, Spans};
 
 /// `y[i] = mean + spread * u(seed, i)`, with `u` uniform in the open interval (-1, 1).
 ///
-/// `u` has 16 bits: one half of a word of [`philox4x32_10`], whose key is the seed and whose counter is `i / 8`. The
+/// `u` has 16 bits: one half of a word of Philox 4x32-10, whose key is the seed and whose counter is `i / 8`. The
 /// product and the sum are rounded to f32 one after the other and then once to the stored type, on the host as on a
 /// device, so every element has the same bits on both, wherever `y` lies and whatever else is filled.
 #[derive(Clone, Copy, Debug)]

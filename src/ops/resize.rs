@@ -24,7 +24,7 @@ pub struct Resize {
     pub rows: ResizeAxis,
     /// Of the canvas around the picture, red first.
     pub colour: [u8; 3],
-    /// Most canvas rows that [`Resize::ROWS`] successive rows are made of: see [`Resize::reach`].
+    /// Most canvas rows that 16 successive rows are made of: see [`Resize::reach`].
     pub reach: usize,
 }
 

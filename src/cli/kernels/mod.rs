@@ -8,12 +8,14 @@ mod list;
 
 use std::io::{self, Write};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
 
+#[cfg(feature = "cuda")]
 use crate::mem::DType;
 use crate::ops::Op;
+#[cfg(feature = "cuda")]
 use crate::workbench::{Case, Size, cases};
 
 #[derive(Args)]
@@ -94,6 +96,7 @@ enum Float {
     Bf16,
 }
 
+#[cfg(feature = "cuda")]
 impl Float {
     fn dtype(self) -> DType {
         match self {
@@ -128,12 +131,13 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
     }
 }
 
+#[cfg(feature = "cuda")]
 impl Selection {
     fn cases(&self, wanted: impl Fn(Size) -> bool) -> Result<Vec<Case>> {
         let mut cases = cases::select(self.name.as_deref(), self.shape.as_deref());
         cases.retain(|case| wanted(case.size));
         let (op, shape) = (self.name.as_deref().unwrap_or("any op"), self.shape.as_deref().unwrap_or(""));
-        ensure!(!cases.is_empty(), "no case of {op} matches --shape \"{shape}\": see ocelli kernels list");
+        anyhow::ensure!(!cases.is_empty(), "no case of {op} matches --shape \"{shape}\": see ocelli kernels list");
         Ok(cases)
     }
 }

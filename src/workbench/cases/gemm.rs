@@ -32,8 +32,9 @@ const fn wide(what: &'static str, size: [usize; 3]) -> Product {
     Product { wide: true, ..product(what, size, Store) }
 }
 
-/// Either side of every border between two kernels, odd lengths, a half group of gate and up.
-const EDGES: [Product; 14] = [
+/// Odd lengths, a half group of gate and up, a tile and one row more or less; then what the copy engine can move, in
+/// tiles that their matrices do not fill.
+const EDGES: [Product; 21] = [
     product("one", [1, 1, 1], Store),
     product("odd", [3, 7, 9], Store),
     wide("odd logits", [2, 331, 72]),
@@ -48,6 +49,13 @@ const EDGES: [Product; 14] = [
     product("two tiles", [129, 130, 264], Store),
     biased("short k", [100, 257, 8], Store),
     wide("wide", [40, 72, 320]),
+    product("even", [33, 64, 72], Store),
+    product("even pairs", [70, 272, 136], SwiGlu),
+    product("even residual", [153, 264, 200], AddResidual),
+    biased("even bias", [100, 136, 64], Gelu),
+    biased("even activation", [217, 136, 264], QuickGelu),
+    wide("even logits", [70, 331, 64]),
+    product("many tiles", [300, 1032, 136], Store),
 ];
 
 /// One picture in CLIP-L/14 at 336 pixels, and its projector.
