@@ -1,7 +1,8 @@
 //! The same products by NVIDIA's library, where a build and a machine have it.
 //!
-//! It computes `a b^T`, plus `c` where our epilogue adds a residual; biases and activations are left out, so it has less to
-//! do than the kernel beside it. Every algorithm that its heuristic proposes is timed, and the best one counts.
+//! It computes `a b^T`, plus `c` where our epilogue adds a residual; normalisation, biases and activations are left out,
+//! so it has less to do than the kernel beside it. Every algorithm that its heuristic proposes is timed, and the best one
+//! counts.
 
 use anyhow::Result;
 
@@ -13,7 +14,8 @@ use crate::ops::Op;
 mod present {
     use super::{Cuda, Device, Op, Result};
     use crate::backend::cuda::cublaslt::{CublasLt, Product, Recorded, Shape};
-    use crate::ops::{Epilogue, Gemm};
+    use crate::mem::{Act, Buf};
+    use crate::ops::Epilogue;
 
     /// The library, open.
     pub struct Library(CublasLt);
@@ -40,12 +42,15 @@ mod present {
         addresses: Vec<[u64; 3]>,
     }
 
-    /// What the library is asked for, and where the operands are, if `op` is a product.
-    fn shape(op: &Op) -> Option<(Shape, Gemm)> {
-        let Op::Gemm(gemm) = *op else { return None };
-        let Gemm { m, n, k, .. } = gemm;
-        let accumulate = gemm.epilogue == Epilogue::AddResidual;
-        Some((Shape { m, n, k, inputs: gemm.a.dtype(), output: gemm.c.dtype(), accumulate }, gemm))
+    /// What the library is asked for, and `c`, `a` and `b`, if `op` is a product.
+    fn product(op: &Op) -> Option<(Shape, [Buf<Act>; 3])> {
+        let ([m, n, k], [c, a, b], epilogue) = match *op {
+            Op::Gemm(g) => ([g.m, g.n, g.k], [g.c, g.a, g.b], g.epilogue),
+            Op::Gemv(g) => ([g.m, g.n, g.k], [g.c, g.a, g.b], g.epilogue),
+            _ => return None,
+        };
+        let accumulate = epilogue == Epilogue::AddResidual;
+        Some((Shape { m, n, k, inputs: a.dtype(), output: c.dtype(), accumulate }, [c, a, b]))
     }
 
     impl Products<'_> {
@@ -54,14 +59,13 @@ mod present {
         /// # Errors
         /// The library refuses the shape.
         pub fn of<'a>(library: &'a Library, cuda: &Cuda, ops: &[Op]) -> Result<Option<Products<'a>>> {
-            let Some((shape, _)) = ops.first().and_then(shape) else { return Ok(None) };
-            // With gate and up in one, the result of the plain product is twice as wide as the op's; it goes to memory of
-            // the library's own.
+            let Some((shape, _)) = ops.first().and_then(product) else { return Ok(None) };
             let product = library.0.product(shape)?;
-            let own = shape.m * shape.n;
-            let addresses = ops.iter().filter_map(self::shape).map(|(_, g)| {
-                let c = if g.c.len() < own { product.spare() } else { cuda.bases().at(g.c) };
-                [c, cuda.bases().at(g.a), cuda.bases().at(g.b)]
+            let addresses = ops.iter().filter_map(self::product).map(|(_, buffers)| {
+                let [c, a, b] = buffers.map(|buf| cuda.bases().at(buf));
+                // With gate and up in one, the plain product is twice as wide as the op's result; it goes to memory of the
+                // library's own.
+                [if buffers[0].len() < shape.m * shape.n { product.spare() } else { c }, a, b]
             });
             let addresses = addresses.collect();
             Ok(Some(Products { product, addresses }))
