@@ -85,7 +85,8 @@ template <typename T, typename R>
 __device__ __forceinline__ void fill_ring(const GemvParams& p, const Share<R>& share, R& smem) {
     const uint64_t policy = evict_first_policy();
     const uint32_t full = smem_address(smem.full), empty = smem_address(smem.empty), slots = smem_address(smem.slots);
-    const uint32_t window = kWindow / (2 * share.piece);
+    // Not more than the ring: the parity of a slot two laps behind says nothing.
+    const uint32_t window = min(kWindow / (2 * share.piece), R::kSlots);
     Place<R> next{0, 1}, oldest{0, 0};
     uint32_t n = 0;
     for (uint32_t unit = share.first; unit < share.end; unit += share.per_tile) {

@@ -246,6 +246,13 @@ fn every_kernel_agrees_with_the_reference_on_exact_sums() {
             }
         }
     }
+    // Rows so short that more of them fit the bytes in flight than the ring has slots, and enough of them for every block to
+    // go round the ring more than once.
+    for (n, k) in [(20_000, 288), (8192, 512), (7040, 544), (49_280, 576), (8192, 768), (9728, 896), (8192, 1024)] {
+        for m in [1, 7] {
+            run(Case { norm: m == 7, ..Case::new(m, n, k, Epilogue::Store) });
+        }
+    }
     for m in 1..=8 {
         run(Case { norm: m % 2 == 0, f32_out: true, ..Case::new(m, 331, 512, Epilogue::Store) });
         run(Case { norm: true, shift: 3, ..Case::new(m, 334, 128, EPILOGUES[m % 3]) });

@@ -17,8 +17,8 @@ use std::time::Duration;
 use ocelli::backend::cuda::Cuda;
 use ocelli::mem::{Act, Bases, Buf, DType, Element, Layout, Region, Span};
 use ocelli::ops::{
-    DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, LayerNorm, MAX_TOP_LOGPROBS, Op, PagedDecode, PagedKv,
-    PagedPrefill, PatchEmbed, RmsNorm, RopeKv, Sample, SamplingRow, rope_table,
+    DenseAttention, EmbedSplice, Epilogue, Gather, Gemm, Gemv, LayerNorm, MAX_TOP_LOGPROBS, Norm, Op, PagedDecode,
+    PagedKv, PagedPrefill, PatchEmbed, RmsNorm, RopeKv, Sample, SamplingRow, rope_table,
 };
 use ocelli::plan::{Backend, Plan, Probe, Step};
 use parity::{encode, normal};
@@ -73,7 +73,8 @@ impl Bed {
     }
 }
 
-/// Run two plans in turns, each waited for step by step once and then as it comes, and compare what they leave.
+/// Run two plans in turns, each waited for step by step once, then as it comes, then recorded, and compare what they
+/// leave.
 fn compare(what: &str, bed: &Bed, plans: [Plan; 2]) {
     let cuda = bed.open();
     let gpu = cuda.device().properties().gpu;
@@ -94,8 +95,11 @@ fn compare(what: &str, bed: &Bed, plans: [Plan; 2]) {
         written(&plans[i])
     });
     assert!(expected[0] != expected[1], "{what}: the inputs make no difference");
-    for run in 0..RUNS {
+    for run in 0..2 * RUNS {
         for i in [0, 1] {
+            if run >= RUNS {
+                cuda.capture(&mut execs[i]).expect("a recorded plan");
+            }
             cuda.run(&mut execs[i], None).expect("at once");
             assert!(written(&plans[i]) == expected[i], "{what}: run {run} of plan {i} has other bits");
         }
@@ -151,8 +155,18 @@ fn llama(tokens: usize, decode: bool) {
 
     let rms = |y, x, rows| -> Op { RmsNorm { y, x, weight: norm, rows, cols: d, eps }.into() };
     let gemm = |c, a, b, m, n, k, epilogue| -> Op { Gemm { c, a, b, m, n, k, bias: None, epilogue }.into() };
+    // Few rows are normalised by the product that they go into.
+    let project = |c, a, b, m, n, k, norms: bool, epilogue| -> Vec<Op> {
+        if m <= Gemv::MAX_ROWS {
+            let norm = norms.then_some(Norm { weight: norm, eps });
+            return vec![Gemv { c, a, b, m, n, k, norm, epilogue }.into()];
+        }
+        let from = if norms { h } else { a };
+        let product = gemm(c, from, b, m, n, k, epilogue);
+        if norms { vec![rms(h, a, m), product] } else { vec![product] }
+    };
     let layer = |kv: PagedKv| {
-        let mut ops = vec![rms(h, x, tokens), gemm(qkv, h, w_qkv, tokens, width, d, Epilogue::Store)];
+        let mut ops = project(qkv, x, w_qkv, tokens, width, d, true, Epilogue::Store);
         if decode {
             ops.push(
                 PagedDecode {
@@ -190,22 +204,16 @@ fn llama(tokens: usize, decode: bool) {
                 .into(),
             );
         }
-        ops.extend([
-            gemm(x, o, w_o, tokens, d, q, Epilogue::AddResidual),
-            rms(h, x, tokens),
-            gemm(a, h, w_up, tokens, 2 * f, d, Epilogue::SwiGlu),
-            gemm(x, a, w_down, tokens, d, f, Epilogue::AddResidual),
-        ]);
+        ops.extend(project(x, o, w_o, tokens, d, q, false, Epilogue::AddResidual));
+        ops.extend(project(a, x, w_up, tokens, 2 * f, d, true, Epilogue::SwiGlu));
+        ops.extend(project(x, a, w_down, tokens, d, f, false, Epilogue::AddResidual));
         ops
     };
     let step = |ids| {
         let splice: Op = EmbedSplice { y: x, table: embed, image_rows: embed, ids, rows: tokens, cols: d }.into();
-        let end: [Op; 4] = [
-            Gather { y: last, x, index, rows: seqs, cols: d, y_cols: d, first_col: 0 }.into(),
-            rms(last, last, seqs),
-            gemm(logits.into(), last, head, seqs, vocab, d, Epilogue::Store),
-            Sample { token, logprobs, top, logits, params, counts, rows: seqs, vocab }.into(),
-        ];
+        let mut end: Vec<Op> = vec![Gather { y: last, x, index, rows: seqs, cols: d, y_cols: d, first_col: 0 }.into()];
+        end.extend(project(logits.into(), last, head, seqs, vocab, d, true, Epilogue::Store));
+        end.push(Sample { token, logprobs, top, logits, params, counts, rows: seqs, vocab }.into());
         plan([splice].into_iter().chain(kv.iter().flat_map(|&kv| layer(kv))).chain(end))
     };
     let what = format!("{tokens} rows that {}", if decode { "decode" } else { "are a prompt" });

@@ -116,7 +116,8 @@ impl StepArea {
     /// The smallest number of decode sequences that a step is built for, of at least `seqs`: the powers of two, so that a
     /// handful of plans serves every batch.
     pub fn bucket(&self, seqs: usize) -> usize {
-        seqs.next_power_of_two().min(self.limits.max_num_seqs).max(seqs)
+        let Limits { max_num_seqs, max_num_batched_tokens, max_logit_rows, .. } = self.limits;
+        seqs.next_power_of_two().min(max_num_seqs).min(max_num_batched_tokens).min(max_logit_rows).max(seqs)
     }
 
     /// The buffers of a step.

@@ -27,11 +27,8 @@ use super::image::{self, Image};
 use super::tma::EncodedMaps;
 use crate::kernel::{Geometry, GpuInfo};
 
-/// The oldest CUDA whose driver has every entry point used here.
-const OLDEST_DRIVER: (u32, u32) = (12, 0);
-
-/// Dynamic shared memory that a block may have without asking for more.
-const SMEM_WITHOUT_OPT_IN: u32 = 48 << 10;
+/// The oldest CUDA whose driver has every entry point used here, and records launches that overlap.
+const OLDEST_DRIVER: (u32, u32) = (12, 3);
 
 /// Room for the driver's account of why it could not load an image.
 const LOG_BYTES: usize = 16 << 10;
@@ -512,7 +509,8 @@ impl Module {
         let code = unsafe { sys::cuModuleGetFunction(&mut raw, self.raw, c_symbol.as_ptr()) };
         self.gate.check(code.result()).with_context(|| format!("cuda/{}.cu has no kernel `{symbol}`", self.kernel))?;
         let function = Function { raw, module: self.clone() };
-        if smem > SMEM_WITHOUT_OPT_IN {
+        // Up to 48 KiB are there unasked, but a kernel's own static memory counts among them.
+        if smem > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was found above.
             let set = unsafe { result::function::set_function_attribute(raw, attribute, i32::try_from(smem)?) };

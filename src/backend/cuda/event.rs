@@ -1,9 +1,10 @@
 //! Points in the work of a device, and the time between them as the device saw it.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags;
 
@@ -12,7 +13,8 @@ use super::fault::Gate;
 
 /// A point in the work of a device.
 pub struct Event {
-    event: CudaEvent,
+    /// There until it is dropped.
+    event: Option<CudaEvent>,
     gate: Arc<Gate>,
 }
 
@@ -24,18 +26,22 @@ impl Device {
     pub fn event(&self) -> Result<Event> {
         self.gate.enter()?;
         let event = self.gate.check(self.gate.context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)))?;
-        Ok(Event { event, gate: self.gate.clone() })
+        Ok(Event { event: Some(event), gate: self.gate.clone() })
     }
 }
 
 impl Event {
+    fn inner(&self) -> Result<&CudaEvent> {
+        self.event.as_ref().context("the event was dropped")
+    }
+
     /// Set it to after everything that was enqueued before, and before everything that will be.
     ///
     /// # Errors
     /// The driver fails.
     pub fn record(&self) -> Result<()> {
         self.gate.enter()?;
-        self.gate.check(self.event.record(&self.gate.stream))
+        self.gate.check(self.inner()?.record(&self.gate.stream))
     }
 
     /// Whether the device has come this far, without waiting for it.
@@ -44,7 +50,7 @@ impl Event {
     /// The driver fails, or an earlier launch did.
     pub fn is_reached(&self) -> Result<bool> {
         self.gate.enter()?;
-        self.gate.check(self.event.try_is_complete())
+        self.gate.check(self.inner()?.try_is_complete())
     }
 
     /// Time from `earlier` to here; waits until the device has reached both. A tick is about half a microsecond.
@@ -53,7 +59,16 @@ impl Event {
     /// The driver fails, or an earlier launch did.
     pub fn since(&self, earlier: &Event) -> Result<Duration> {
         self.gate.enter()?;
-        let ms = self.gate.check(earlier.event.elapsed_ms(&self.event))?;
+        let ms = self.gate.check(earlier.inner()?.elapsed_ms(self.inner()?))?;
         Ok(Duration::from_secs_f64(f64::from(ms) / 1e3))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if !self.gate.may_free() {
+            // Dropping it would call the driver.
+            mem::forget(self.event.take());
+        }
     }
 }

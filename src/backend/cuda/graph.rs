@@ -38,7 +38,8 @@ impl Device {
         let enqueued = enqueue();
         let mut graph = ptr::null_mut();
         // SAFETY: recording began above. An error of `enqueue` ends it too, or the stream would stay unusable.
-        let ended = gate.check(unsafe { sys::cuStreamEndCapture(stream, &mut graph) }.result());
+        let ended =
+            gate.enter().and_then(|()| gate.check(unsafe { sys::cuStreamEndCapture(stream, &mut graph) }.result()));
         let mut exec = ptr::null_mut();
         let made = enqueued.and(ended).and_then(|()| {
             // SAFETY: the graph was recorded above.
