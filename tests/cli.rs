@@ -57,8 +57,11 @@ fn run_prints_the_answer_and_one_closing_line() {
         ocelli(&["run", &tiny(), "--image", &wide(), "-p", "what is this?", "--max-tokens", "8", "--ignore-eos"]);
     assert!(output.status.success());
     assert!(text(&output.stdout).ends_with('\n'));
-    let closing = text(&output.stderr);
-    assert_eq!(closing.lines().count(), 1, "{closing}");
+    let told = text(&output.stderr);
+    let [memory, closing] = told.lines().collect::<Vec<_>>()[..] else { panic!("not two lines: {told}") };
+    for part in ["[cache of 512 blocks, 8192 tokens, ", "up to 16 sequences and 2048 tokens]"] {
+        assert!(memory.contains(part), "{memory}");
+    }
     for part in ["cpu f32", "(16 of pictures)", "8 tokens in", "tokens/s", "logits "] {
         assert!(closing.contains(part), "{closing}");
     }
@@ -172,9 +175,34 @@ fn wrong_usage_is_2_and_a_failure_is_1() {
         (&["plan", "tests", "decode"], "config.json"),
     ] {
         let message = fail(args, 1);
-        assert!(message.starts_with("error: ") && message.contains(part), "{args:?}: {message}");
+        // A model that was loaded has said how much memory it took.
+        let said: Vec<_> = message.lines().filter(|l| !l.starts_with("[cache of ")).collect();
+        assert!(said[0].starts_with("error: ") && message.contains(part), "{args:?}: {message}");
         assert_eq!(message.matches(part).count(), 1, "said twice: {message}");
     }
+}
+
+/// However a prompt is cut and whatever is kept, the last logits are the same.
+#[test]
+fn the_flags_of_the_scheduler_change_no_answer() {
+    let (tiny, wide) = (tiny(), wide());
+    let ask = |flags: &[&str]| {
+        let base = ["run", &tiny, "--image", &wide, "-p", "what is this?", "--max-tokens", "8", "--ignore-eos"];
+        let output = ocelli(&[&base, flags].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let hash = |told: &str| told.trim_end().rsplit(' ').next().unwrap().to_owned();
+    let expected = hash(&ask(&[]));
+    let narrow = ask(&["--max-num-seqs", "2", "--max-num-batched-tokens", "7", "--num-gpu-blocks-override", "3"]);
+    assert!(narrow.starts_with("[cache of 3 blocks, 48 tokens, "), "{narrow}");
+    assert!(narrow.contains("up to 2 sequences and 7 tokens]"), "{narrow}");
+    assert_eq!(hash(&narrow), expected);
+    assert_eq!(hash(&ask(&["--no-enable-prefix-caching", "--no-encoder-cache"])), expected);
+    let message = fail(&["run", &tiny, "-p", "a", "--max-tokens", "100", "--num-gpu-blocks-override", "2"], 1);
+    assert!(message.contains("cache blocks of 16 tokens, and there are 2"), "{message}");
+    assert!(fail(&["run", &tiny, "-p", "a", "--gpu-memory-utilization", "0"], 1).contains("utilization is 0"));
+    fail(&["run", &tiny, "-p", "a", "--max-num-seqs", "0"], 2);
 }
 
 #[test]
@@ -207,7 +235,7 @@ fn a_chat_remembers_and_survives_mistakes() {
     let output = child.wait_with_output().unwrap();
     let (said, told) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{told}");
-    let closing: Vec<_> = told.lines().filter(|l| l.starts_with('[')).collect();
+    let closing: Vec<_> = told.lines().filter(|l| l.starts_with("[cpu ")).collect();
     assert_eq!(closing.len(), 4, "{told}");
     let pictures: Vec<_> = closing.iter().map(|l| l.contains("(16 of pictures)")).collect();
     assert_eq!(pictures, [false, true, true, false], "{told}");

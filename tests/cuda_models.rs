@@ -39,6 +39,7 @@ impl Both {
             max_num_batched_tokens: 128,
             max_logit_rows: 128,
             max_tiles: 2,
+            kept_tiles: 0,
             kv_blocks: 24,
         };
         let [a, b] = [(); 2].map(|()| checkpoint.build(limits).unwrap());
@@ -117,6 +118,7 @@ fn filled(fill: u8, dtype: DType) -> Runner<Cuda> {
         max_num_batched_tokens: 256,
         max_logit_rows: 4,
         max_tiles: 2,
+        kept_tiles: 0,
         kv_blocks: 64,
     };
     let model = checkpoint.build(limits).unwrap();
@@ -215,13 +217,14 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
     }
 }
 
-fn ask(engine: &mut Engine, file: &str, question: &str) -> (String, String) {
+fn ask(engine: &Engine, file: &str, question: &str) -> (String, String) {
     let request = Request {
         prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
         images: vec![fs::read(Path::new("demo/images").join(file)).unwrap()],
         sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
+        cache_salt: None,
     };
-    let output = engine.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+    let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
     (output.text, output.logits_hash)
 }
 
@@ -233,17 +236,17 @@ fn the_demo_answers_as_on_the_cpu_and_every_run_has_the_same_bits() {
     let expected: Value = serde_json::from_slice(&fs::read("demo/images/expected.json").unwrap()).unwrap();
     for dtype in [DType::F16, DType::Bf16] {
         let options = Options { device: Device::Cuda(0), dtype: Some(dtype), ..Options::default() };
-        let mut engine = Engine::open(Path::new("demo/llava-shapes"), &options, |_, _| ()).unwrap();
+        let engine = Engine::open(Path::new("demo/llava-shapes"), &options, |_, _| ()).unwrap();
         assert_eq!(engine.backend_name(), "cuda");
         let items = expected["items"].as_array().unwrap();
         for item in items {
             let (file, question) = (item["file"].as_str().unwrap(), item["question"].as_str().unwrap());
-            let (text, _) = ask(&mut engine, file, question);
+            let (text, _) = ask(&engine, file, question);
             assert_eq!(text, item["text"].as_str().unwrap(), "{file}: {question}");
         }
-        let first = ask(&mut engine, "shapes.jpg", "What is in this picture?");
+        let first = ask(&engine, "shapes.jpg", "What is in this picture?");
         for _ in 1..20 {
-            assert_eq!(ask(&mut engine, "shapes.jpg", "What is in this picture?"), first);
+            assert_eq!(ask(&engine, "shapes.jpg", "What is in this picture?"), first);
         }
         println!("{dtype}: {} answers as transformers gives them, 20 runs with the same bits", items.len());
     }

@@ -63,6 +63,7 @@ fn a_model_of_random_weights_is_the_same_on_both() {
         max_num_batched_tokens: 64,
         max_logit_rows: 1,
         max_tiles: 1,
+        kept_tiles: 0,
         kv_blocks: 4,
     };
     for dtype in [DType::F16, DType::Bf16] {

@@ -169,6 +169,7 @@ fn a_runner_brings_every_picture_to_its_tile() {
         max_num_batched_tokens: 64,
         max_logit_rows: 1,
         max_tiles: 3,
+        kept_tiles: 0,
         kv_blocks: 4,
     };
     let options = Options { dtype: Some(DType::F16), ..Options::default() };

@@ -24,7 +24,7 @@ fn items() -> Vec<Value> {
 
 fn same_text_as_transformers(dtype: Option<DType>) {
     let options = Options { dtype, ..Options::default() };
-    let mut engine = Engine::open(&demo("llava-shapes"), &options, |_, _| ()).unwrap();
+    let engine = Engine::open(&demo("llava-shapes"), &options, |_, _| ()).unwrap();
     assert!(engine.warnings().is_empty(), "{:?}", engine.warnings());
     let (mut right, mut worst_margin) = (0, f64::INFINITY);
     let items = items();
@@ -34,8 +34,9 @@ fn same_text_as_transformers(dtype: Option<DType>) {
             prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
             images: vec![fs::read(demo("images").join(file)).unwrap()],
             sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
+            cache_salt: None,
         };
-        let output = engine.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(output.text, item["text"].as_str().unwrap(), "{file}: {question}");
         let ids: Vec<u64> = output.token_ids.iter().map(|&id| u64::from(id)).collect();
         assert_eq!(serde_json::json!(ids), item["token_ids"], "{file}");

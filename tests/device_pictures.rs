@@ -17,6 +17,7 @@ fn model(max_tiles: usize) -> Box<dyn Vlm> {
         max_num_batched_tokens: 64,
         max_logit_rows: 1,
         max_tiles,
+        kept_tiles: 0,
         kv_blocks: 4,
     };
     let checkpoint = Checkpoint::open(Path::new("tests/goldens/llava-tiny-mha"), &Options::default()).unwrap();

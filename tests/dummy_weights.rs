@@ -33,13 +33,14 @@ fn dummy() -> Options {
 }
 
 fn answer(dir: &Path, options: &Options) -> Output {
-    let mut engine = Engine::open(dir, options, |_, _| ()).unwrap();
+    let engine = Engine::open(dir, options, |_, _| ()).unwrap();
     let request = Request {
         prompt: Prompt::Raw("USER: <image>\nwhat is this? ASSISTANT:".into()),
         images: vec![fs::read("tests/goldens/pictures/wide.png").unwrap()],
         sampling: Sampling { temperature: 0.0, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() },
+        cache_salt: None,
     };
-    engine.generate(&request, |_| ControlFlow::Continue(())).unwrap()
+    engine.answer(&request, |_| ControlFlow::Continue(())).unwrap()
 }
 
 #[test]
@@ -84,6 +85,7 @@ const LIMITS: Limits = Limits {
     max_num_batched_tokens: 64,
     max_logit_rows: 64,
     max_tiles: 1,
+    kept_tiles: 0,
     kv_blocks: 4,
 };
 

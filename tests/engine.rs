@@ -28,15 +28,20 @@ fn greedy(tokens: usize) -> Sampling {
 }
 
 fn raw(text: &str, pictures: &[&str], sampling: Sampling) -> Request {
-    Request { prompt: Prompt::Raw(text.into()), images: pictures.iter().map(|p| picture(p)).collect(), sampling }
+    Request {
+        prompt: Prompt::Raw(text.into()),
+        images: pictures.iter().map(|p| picture(p)).collect(),
+        sampling,
+        cache_salt: None,
+    }
 }
 
-fn answer(engine: &mut Engine, request: &Request) -> Output {
-    engine.generate(request, |_| ControlFlow::Continue(())).unwrap()
+fn answer(engine: &Engine, request: &Request) -> Output {
+    engine.answer(request, |_| ControlFlow::Continue(())).unwrap()
 }
 
-fn refusal(engine: &mut Engine, request: &Request) -> String {
-    match engine.generate(request, |_| ControlFlow::Continue(())) {
+fn refusal(engine: &Engine, request: &Request) -> String {
+    match engine.answer(request, |_| ControlFlow::Continue(())) {
         Err(error @ Error::Request(_)) => error.to_string(),
         other => panic!("not refused as a request: {other:?}"),
     }
@@ -46,11 +51,11 @@ const QUESTION: &str = "USER: <image>\nwhat is this? ASSISTANT:";
 
 #[test]
 fn an_answer_is_complete_and_streams_what_it_says() {
-    let mut engine = engine();
+    let engine = engine();
     let request = raw(QUESTION, &["wide"], greedy(20));
     let mut streamed = String::new();
     let output = engine
-        .generate(&request, |text| {
+        .answer(&request, |text| {
             streamed.push_str(text);
             ControlFlow::Continue(())
         })
@@ -63,28 +68,28 @@ fn an_answer_is_complete_and_streams_what_it_says() {
     assert_eq!(output.image_tokens, [16]);
     assert_eq!(output.prompt, QUESTION);
     assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
-    assert_eq!(answer(&mut engine, &request).logits_hash, output.logits_hash);
+    assert_eq!(answer(&engine, &request).logits_hash, output.logits_hash);
 }
 
 #[test]
 fn a_placeholder_may_stand_once_or_as_often_as_the_picture_has_tokens() {
-    let mut engine = engine();
-    let once = answer(&mut engine, &raw(QUESTION, &["tall"], greedy(8)));
+    let engine = engine();
+    let once = answer(&engine, &raw(QUESTION, &["tall"], greedy(8)));
     let repeated = QUESTION.replace("<image>", &"<image>".repeat(16));
-    let often = answer(&mut engine, &raw(&repeated, &["tall"], greedy(8)));
+    let often = answer(&engine, &raw(&repeated, &["tall"], greedy(8)));
     assert_eq!((once.token_ids, once.prompt_token_ids), (often.token_ids, often.prompt_token_ids));
     for wrong in [0, 2, 15, 17] {
         let text = QUESTION.replace("<image>", &"<image>".repeat(wrong));
-        let message = refusal(&mut engine, &raw(&text, &["tall"], greedy(8)));
+        let message = refusal(&engine, &raw(&text, &["tall"], greedy(8)));
         assert!(message.contains(&format!("{wrong} picture placeholders for 1 pictures")), "{message}");
     }
 }
 
 #[test]
 fn pictures_matter_and_keep_their_order() {
-    let mut engine = engine();
+    let engine = engine();
     let text = "USER: <image><image>\ncompare. ASSISTANT:";
-    let mut hash = |pictures: &[&str]| answer(&mut engine, &raw(text, pictures, greedy(1))).logits_hash;
+    let hash = |pictures: &[&str]| answer(&engine, &raw(text, pictures, greedy(1))).logits_hash;
     let (ab, ba, aa) = (hash(&["wide", "tall"]), hash(&["tall", "wide"]), hash(&["wide", "wide"]));
     assert!(ab != ba && ab != aa && ba != aa);
     assert_eq!(ab, hash(&["wide", "tall"]));
@@ -92,27 +97,29 @@ fn pictures_matter_and_keep_their_order() {
 
 #[test]
 fn text_of_a_message_is_text() {
-    let mut engine = engine();
+    let engine = engine();
     let chat = |text: &str, images| Prompt::Chat(vec![Message::with_images(Role::User, images, text)]);
     let hostile = Request {
         prompt: chat("say <image> and </s> and <pad>", 1),
         images: vec![picture("square")],
         sampling: greedy(4),
+        cache_salt: None,
     };
-    let output = answer(&mut engine, &hostile);
+    let output = answer(&engine, &hostile);
     assert_eq!(output.image_tokens, [16]);
     assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
     assert!(!output.prompt_token_ids.contains(&2) && !output.prompt_token_ids.contains(&324));
-    let none = Request { prompt: chat("<image>", 0), images: vec![picture("square")], sampling: greedy(4) };
-    assert!(refusal(&mut engine, &none).contains("0 picture placeholders for 1 pictures"));
+    let none =
+        Request { prompt: chat("<image>", 0), images: vec![picture("square")], sampling: greedy(4), cache_salt: None };
+    assert!(refusal(&engine, &none).contains("0 picture placeholders for 1 pictures"));
 }
 
 #[test]
 fn sampling_repeats_with_its_seed_and_only_with_it() {
-    let mut engine = engine();
-    let mut with = |seed| {
+    let engine = engine();
+    let with = |seed| {
         let sampling = Sampling { seed, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
-        answer(&mut engine, &raw(QUESTION, &["wide"], sampling)).token_ids
+        answer(&engine, &raw(QUESTION, &["wide"], sampling)).token_ids
     };
     assert_eq!(with(Some(5)), with(Some(5)));
     assert_ne!(with(Some(5)), with(Some(6)));
@@ -123,8 +130,8 @@ fn sampling_repeats_with_its_seed_and_only_with_it() {
 /// Greedy, so each penalty must show in which tokens can follow. A strong one leaves no token twice.
 #[test]
 fn each_penalty_keeps_an_answer_from_repeating_itself() {
-    let mut engine = engine();
-    let plain = answer(&mut engine, &raw("a", &[], greedy(30)));
+    let engine = engine();
+    let plain = answer(&engine, &raw("a", &[], greedy(30)));
     let repeats = |ids: &[u32]| ids.len() - ids.iter().collect::<HashSet<_>>().len();
     assert!(repeats(&plain.token_ids) > 5, "{:?}", plain.token_ids);
     for sampling in [
@@ -132,10 +139,10 @@ fn each_penalty_keeps_an_answer_from_repeating_itself() {
         Sampling { frequency_penalty: 2.0, ..greedy(30) },
         Sampling { repetition_penalty: 10.0, ..greedy(30) },
     ] {
-        let penalised = answer(&mut engine, &raw("a", &[], sampling.clone()));
+        let penalised = answer(&engine, &raw("a", &[], sampling.clone()));
         assert!(repeats(&penalised.token_ids) < repeats(&plain.token_ids), "{sampling:?}");
         // What an earlier request counted is gone.
-        assert_eq!(answer(&mut engine, &raw("a", &[], sampling)).token_ids, penalised.token_ids);
+        assert_eq!(answer(&engine, &raw("a", &[], sampling)).token_ids, penalised.token_ids);
     }
 }
 
@@ -143,11 +150,11 @@ fn each_penalty_keeps_an_answer_from_repeating_itself() {
 /// comes later or not at all.
 #[test]
 fn the_repetition_penalty_knows_the_prompt() {
-    let mut engine = engine();
+    let engine = engine();
     for prompt in ["a", "what is the moon?", "the picture is", "USER: hello ASSISTANT:"] {
-        let plain = answer(&mut engine, &raw(prompt, &[], greedy(1)));
+        let plain = answer(&engine, &raw(prompt, &[], greedy(1)));
         let strong = Sampling { repetition_penalty: 10.0, ..greedy(1) };
-        let penalised = answer(&mut engine, &raw(prompt, &[], strong));
+        let penalised = answer(&engine, &raw(prompt, &[], strong));
         assert_eq!(penalised.logprobs.len(), 1);
         if plain.prompt_token_ids.contains(&plain.token_ids[0]) {
             assert_ne!(penalised.token_ids, plain.token_ids, "{prompt}");
@@ -158,39 +165,39 @@ fn the_repetition_penalty_knows_the_prompt() {
 
 #[test]
 fn alternatives_are_reported_in_their_order() {
-    let mut engine = engine();
+    let engine = engine();
     let sampling = Sampling { top_logprobs: 3, ..greedy(5) };
-    let output = answer(&mut engine, &raw("a", &[], sampling));
+    let output = answer(&engine, &raw("a", &[], sampling));
     assert_eq!(output.top_logprobs.len(), 5);
     for ((top, &token), &logprob) in output.top_logprobs.iter().zip(&output.token_ids).zip(&output.logprobs) {
         assert_eq!(top.len(), 3);
         assert_eq!(top[0], (token, logprob), "greedy takes the first");
         assert!(top[0].1 >= top[1].1 && top[1].1 >= top[2].1);
     }
-    assert!(answer(&mut engine, &raw("a", &[], greedy(2))).top_logprobs.iter().all(Vec::is_empty));
+    assert!(answer(&engine, &raw("a", &[], greedy(2))).top_logprobs.iter().all(Vec::is_empty));
 }
 
 /// Text alone needs no room for pictures, and says so when one comes.
 #[test]
 fn an_engine_without_images_answers_text() {
     let options = Options { max_images: 0, ..Options::default() };
-    let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
-    assert_eq!(answer(&mut engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
-    assert!(refusal(&mut engine, &raw(QUESTION, &["wide"], greedy(3))).contains("1 pictures; at most 0"));
+    let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+    assert!(refusal(&engine, &raw(QUESTION, &["wide"], greedy(3))).contains("1 pictures; at most 0"));
 }
 
 #[test]
 fn an_answer_ends_where_it_should() {
-    let mut engine = engine();
-    let whole = answer(&mut engine, &raw("what is the moon?", &[], greedy(32)));
+    let engine = engine();
+    let whole = answer(&engine, &raw("what is the moon?", &[], greedy(32)));
     let word: String = whole.text.chars().skip(whole.text.chars().count() / 2).take(3).collect();
     let sampling = Sampling { stop: vec!["never said".into(), word.clone()], ..greedy(32) };
-    let stopped = answer(&mut engine, &raw("what is the moon?", &[], sampling));
+    let stopped = answer(&engine, &raw("what is the moon?", &[], sampling));
     assert_eq!(stopped.finish_reason, FinishReason::Stop);
     assert_eq!(stopped.text, whole.text[..whole.text.find(&word).unwrap()]);
 
     let mut pieces = 0;
-    let cancelled = engine.generate(&raw("what is the moon?", &[], greedy(32)), |_| {
+    let cancelled = engine.answer(&raw("what is the moon?", &[], greedy(32)), |_| {
         pieces += 1;
         if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -202,22 +209,22 @@ fn an_answer_ends_where_it_should() {
 #[test]
 fn the_context_is_filled_to_its_end_and_no_further() {
     let options = Options { max_model_len: Some(40), ..Options::default() };
-    let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
-    let output = answer(&mut engine, &raw(QUESTION, &["wide"], Sampling { max_tokens: None, ..greedy(1) }));
+    let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+    let output = answer(&engine, &raw(QUESTION, &["wide"], Sampling { max_tokens: None, ..greedy(1) }));
     assert_eq!(output.prompt_token_ids.len() + output.token_ids.len(), 40);
     assert_eq!(output.finish_reason, FinishReason::Length);
 
     let long = format!("{QUESTION}{}", " word".repeat(40));
-    let message = refusal(&mut engine, &raw(&long, &["wide"], greedy(1)));
+    let message = refusal(&engine, &raw(&long, &["wide"], greedy(1)));
     assert!(message.contains("tokens (16 of pictures)") && message.contains("40 fit"), "{message}");
-    answer(&mut engine, &raw(QUESTION, &["wide"], greedy(4)));
+    answer(&engine, &raw(QUESTION, &["wide"], greedy(4)));
 }
 
 #[test]
 fn a_bad_request_is_refused_and_the_next_good_one_answered() {
-    let mut engine = engine();
+    let engine = engine();
     let good = raw(QUESTION, &["wide"], greedy(6));
-    let expected = answer(&mut engine, &good).logits_hash;
+    let expected = answer(&engine, &good).logits_hash;
     let five = raw(&format!("{} compare", "<image>".repeat(5)), &["wide"; 5], greedy(1));
     let cut = Request { images: vec![picture("large")[..5000].to_vec()], ..good.clone() };
     let noise = Request { images: vec![vec![7; 1000]], ..good.clone() };
@@ -230,9 +237,9 @@ fn a_bad_request_is_refused_and_the_next_good_one_answered() {
         (Request { sampling: Sampling { stop: vec![String::new()], ..greedy(1) }, ..good.clone() }, "stop[0] is empty"),
     ];
     for (request, expected_message) in bad {
-        let message = refusal(&mut engine, &request);
+        let message = refusal(&engine, &request);
         assert!(message.contains(expected_message), "{message:?} does not say {expected_message:?}");
-        assert_eq!(answer(&mut engine, &good).logits_hash, expected);
+        assert_eq!(answer(&engine, &good).logits_hash, expected);
     }
 }
 
@@ -268,8 +275,8 @@ fn a_model_that_does_not_fit_is_an_error_with_the_sizes() {
     assert!(matches!(error, Error::Capacity(_)), "{message}");
     assert!(message.contains("now 16777216 tokens (--max-model-len)") && message.contains("of cache"), "{message}");
     let options = Options { max_model_len: Some(64), ..Options::default() };
-    let mut engine = Engine::open(dir.path(), &options, |_, _| ()).unwrap();
-    assert_eq!(answer(&mut engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+    let engine = Engine::open(dir.path(), &options, |_, _| ()).unwrap();
+    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
 }
 
 fn copy(folder: &str) -> tempfile::TempDir {
@@ -294,9 +301,9 @@ fn a_nan_is_an_error_that_names_the_token() {
         value.copy_from_slice(&f32::NAN.to_le_bytes());
     }
     fs::write(&file, bytes).unwrap();
-    let mut engine = Engine::open(dir.path(), &Options::default(), |_, _| ()).unwrap();
+    let engine = Engine::open(dir.path(), &Options::default(), |_, _| ()).unwrap();
     for _ in 0..2 {
-        let error = engine.generate(&raw("a", &[], greedy(2)), |_| ControlFlow::Continue(())).unwrap_err();
+        let error = engine.answer(&raw("a", &[], greedy(2)), |_| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(error, Error::Model(_)) && error.to_string().contains("token 0 of the answer"), "{error}");
     }
 }
@@ -305,9 +312,9 @@ fn a_nan_is_an_error_that_names_the_token() {
 fn every_type_answers() {
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         let options = Options { dtype: Some(dtype), ..Options::default() };
-        let mut engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
+        let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
         assert_eq!(engine.dtype(), dtype);
-        let output = answer(&mut engine, &raw(QUESTION, &["wide"], greedy(4)));
+        let output = answer(&engine, &raw(QUESTION, &["wide"], greedy(4)));
         assert_eq!(output.token_ids.len(), 4);
     }
 }

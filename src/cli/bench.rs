@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ModelArgs, run};
-use crate::engine::{Device, Engine, Output, Prompt, Request, Sampling};
+use super::{EngineArgs, ModelArgs, run};
+use crate::engine::{Device, Engine, Options, Output, Prompt, Request, Sampling};
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
@@ -43,14 +43,19 @@ pub(crate) struct LatencyArgs {
     /// One JSON object instead of the table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 pub(super) fn run(command: &BenchCommand) -> Result<()> {
     let BenchCommand::Latency(args) = command;
     let pictures = args.image.iter().map(|path| run::read_picture(path)).collect::<Result<Vec<_>>>()?;
-    let mut engine = run::load(&args.model, args.device)?;
-    let request = request(&mut engine, pictures, args)?;
-    let mut answer = || engine.generate(&request, |_| ControlFlow::Continue(()));
+    // Every request is the same: with caches, all but the first would have next to nothing to do.
+    let options = args.engine.apply(args.model.options(), args.device);
+    let options = Options { prefix_caching: false, encoder_caching: false, ..options };
+    let engine = run::load(&args.model, options)?;
+    let request = request(&engine, pictures, args)?;
+    let answer = || engine.answer(&request, |_| ControlFlow::Continue(()));
     for _ in 0..args.num_iters_warmup {
         answer()?;
     }
@@ -60,15 +65,15 @@ pub(super) fn run(command: &BenchCommand) -> Result<()> {
 }
 
 /// A greedy request whose prompt has exactly the length that was asked for: pictures, and a word over and over.
-fn request(engine: &mut Engine, pictures: Vec<Vec<u8>>, args: &LatencyArgs) -> Result<Request> {
+fn request(engine: &Engine, pictures: Vec<Vec<u8>>, args: &LatencyArgs) -> Result<Request> {
     let head = "<image>\n".repeat(pictures.len());
     let sampling = Sampling { temperature: 0.0, max_tokens: Some(1), ignore_eos: true, ..Sampling::default() };
-    let mut request = Request { prompt: Prompt::Raw(String::new()), images: pictures, sampling };
+    let mut request = Request { prompt: Prompt::Raw(String::new()), images: pictures, sampling, cache_salt: None };
     let wanted = args.input_len as usize;
     let mut words = 1;
     loop {
         request.prompt = Prompt::Raw(head.clone() + "word" + &" a".repeat(words - 1));
-        let tokens = engine.generate(&request, |_| ControlFlow::Continue(()))?.prompt_token_ids.len();
+        let tokens = engine.answer(&request, |_| ControlFlow::Continue(()))?.prompt_token_ids.len();
         if tokens == wanted {
             break;
         }

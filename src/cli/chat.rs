@@ -22,7 +22,7 @@ struct Conversation {
 }
 
 /// Talk until the input ends.
-pub(super) fn run(engine: &mut Engine, pictures: Vec<Vec<u8>>, sampling: &Sampling) -> Result<()> {
+pub(super) fn run(engine: &Engine, pictures: Vec<Vec<u8>>, sampling: &Sampling) -> Result<()> {
     let waiting = pictures.len();
     let mut talk = Conversation { messages: Vec::new(), pictures, waiting };
     let mut lines = Lines::new()?;
@@ -53,12 +53,13 @@ pub(super) fn run(engine: &mut Engine, pictures: Vec<Vec<u8>>, sampling: &Sampli
 
 impl Conversation {
     /// One question and its answer. A question that fails is taken back, with its pictures, so the talk can go on.
-    fn say(&mut self, engine: &mut Engine, text: &str, sampling: &Sampling) -> Result<()> {
+    fn say(&mut self, engine: &Engine, text: &str, sampling: &Sampling) -> Result<()> {
         self.messages.push(Message::with_images(Role::User, self.waiting, text));
         let request = Request {
             prompt: Prompt::Chat(self.messages.clone()),
             images: self.pictures.clone(),
             sampling: sampling.clone(),
+            cache_salt: None,
         };
         match stream(engine, &request) {
             Ok(output) => {

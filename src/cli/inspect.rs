@@ -74,6 +74,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         max_num_batched_tokens: checkpoint.max_model_len.max(seqs),
         max_logit_rows: seqs,
         max_tiles: checkpoint.max_images,
+        kept_tiles: 0,
         kv_blocks: 0,
     })?;
     let memory = memory_plan(args, &checkpoint, &*model)?;

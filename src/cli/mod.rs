@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{Device, LoadFormat, Options};
@@ -105,6 +106,45 @@ impl ModelArgs {
             max_model_len: self.max_model_len.map(|n| n as usize),
             chat_template: self.chat_template.clone(),
             max_images: self.limit_mm_per_prompt as usize,
+            ..Options::default()
+        }
+    }
+}
+
+/// How many requests at once, and in how much memory: flags of the subcommands that answer.
+#[derive(Args)]
+pub(crate) struct EngineArgs {
+    /// Sequences that run at once; 256 on a GPU and 16 on the host when left out
+    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_num_seqs: Option<u32>,
+    /// Tokens of a step; 8192 on a GPU and 2048 on the host when left out
+    #[arg(long, env = "OCELLI_MAX_NUM_BATCHED_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_num_batched_tokens: Option<u32>,
+    /// Share of a GPU's memory that weights, activations and cache may take together
+    #[arg(long, env = "OCELLI_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
+    gpu_memory_utilization: f64,
+    /// Blocks of 16 tokens in the cache, instead of as many as memory allows
+    #[arg(long, env = "OCELLI_NUM_GPU_BLOCKS_OVERRIDE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    num_gpu_blocks_override: Option<u32>,
+    /// Compute every prompt from its start, whatever earlier ones left in the cache
+    #[arg(long, env = "OCELLI_NO_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new())]
+    no_enable_prefix_caching: bool,
+    /// Encode every picture, whether or not an earlier request had the same
+    #[arg(long, env = "OCELLI_NO_ENCODER_CACHE", value_parser = FalseyValueParser::new())]
+    no_encoder_cache: bool,
+}
+
+impl EngineArgs {
+    fn apply(&self, options: Options, device: Device) -> Options {
+        Options {
+            device,
+            max_num_seqs: self.max_num_seqs.map(|n| n as usize),
+            max_num_batched_tokens: self.max_num_batched_tokens.map(|n| n as usize),
+            gpu_memory_utilization: self.gpu_memory_utilization,
+            num_kv_blocks: self.num_gpu_blocks_override.map(|n| n as usize),
+            prefix_caching: !self.no_enable_prefix_caching,
+            encoder_caching: !self.no_encoder_cache,
+            ..options
         }
     }
 }

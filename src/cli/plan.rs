@@ -100,6 +100,7 @@ fn build(args: &PlanArgs) -> Result<Plan> {
         max_num_batched_tokens: batch * tokens,
         max_logit_rows: batch,
         max_tiles: images,
+        kept_tiles: 0,
         kv_blocks: 0,
     })?;
     let shape = StepShape { decode: 0, prefill_seqs: 0, prefill_tokens: 0, logit_rows: batch, context };

@@ -10,7 +10,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde_json::json;
 
-use super::{ModelArgs, chat, progress};
+use super::{EngineArgs, ModelArgs, chat, human_bytes, progress};
 use crate::engine::{Device, Engine, FinishReason, Options, Output, Prompt, Request, Sampling};
 use crate::text::{Message, Role};
 
@@ -33,6 +33,8 @@ pub(crate) struct RunArgs {
     /// Print one JSON object instead of streaming
     #[arg(long, requires = "prompt")]
     json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
@@ -98,21 +100,21 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
     sampling.check()?;
     let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
-    let mut engine = load(&args.model, args.device)?;
+    let engine = load(&args.model, args.engine.apply(args.model.options(), args.device))?;
     let Some(text) = &args.prompt else {
-        return chat::run(&mut engine, pictures, &sampling);
+        return chat::run(&engine, pictures, &sampling);
     };
     let prompt = if args.raw_prompt {
         Prompt::Raw(text.clone())
     } else {
         Prompt::Chat(vec![Message::with_images(Role::User, pictures.len(), text)])
     };
-    let request = Request { prompt, images: pictures, sampling };
+    let request = Request { prompt, images: pictures, sampling, cache_salt: None };
     if args.json {
-        let output = engine.generate(&request, |_| ControlFlow::Continue(()))?;
+        let output = engine.answer(&request, |_| ControlFlow::Continue(()))?;
         return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
     }
-    let output = stream(&mut engine, &request)?;
+    let output = stream(&engine, &request)?;
     closing_line(&engine, &output)
 }
 
@@ -129,9 +131,8 @@ pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Load the model with a bar, and say what there is to say about it.
-pub(super) fn load(model: &ModelArgs, device: Device) -> Result<Engine> {
+pub(super) fn load(model: &ModelArgs, options: Options) -> Result<Engine> {
     let bar = progress::loading(0);
-    let options = Options { device, ..model.options() };
     let engine = Engine::open(&model.directory()?, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -144,14 +145,24 @@ pub(super) fn load(model: &ModelArgs, device: Device) -> Result<Engine> {
         let gb = upload.bytes as f64 / 1e9;
         writeln!(io::stderr(), "[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s())?;
     }
+    let m = engine.memory();
+    writeln!(
+        io::stderr(),
+        "[cache of {} blocks, {} tokens, {}; steps of up to {} sequences and {} tokens]",
+        m.kv_blocks,
+        m.kv_tokens,
+        human_bytes(m.kv_bytes),
+        m.max_num_seqs,
+        m.max_num_batched_tokens
+    )?;
     Ok(engine)
 }
 
 /// Print the answer as it comes. A reader that goes away ends the generation.
-pub(super) fn stream(engine: &mut Engine, request: &Request) -> Result<Output> {
+pub(super) fn stream(engine: &Engine, request: &Request) -> Result<Output> {
     let mut out = io::stdout();
     let mut closed = None;
-    let output = engine.generate(request, |text| match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    let output = engine.answer(request, |text| match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
             closed = Some(e);

@@ -1,222 +1,276 @@
-//! A request in, a stream of text out.
+//! Requests in, streams of text out.
+//!
+//! One thread owns the device and serves many requests at once; pictures are decoded and text is tokenised on the
+//! threads that ask. [`Engine`] is a handle that every thread may use.
 //!
 //! ```no_run
-//! use std::ops::ControlFlow;
-//! use std::path::Path;
-//!
-//! use ocelli::engine::{Engine, Options, Prompt, Request, Sampling};
+//! use ocelli::engine::{Engine, Event, Prompt, Request, Sampling};
 //! use ocelli::text::{Message, Role};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut engine = Engine::open(Path::new("llava-1.5-7b-hf"), &Options::default(), |_, _| ())?;
+//! let engine = Engine::builder("llava-1.5-7b-hf").max_num_seqs(64).open()?;
 //! let request = Request {
 //!     prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, "What is in this picture?")]),
 //!     images: vec![std::fs::read("cat.jpg")?],
 //!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+//!     cache_salt: None,
 //! };
-//! let output = engine.generate(&request, |_| ControlFlow::Continue(()))?;
-//! assert_eq!(output.image_tokens, [576]);
+//!
+//! // Many at once, and all answers together.
+//! for output in engine.generate(&[request.clone(), request.clone()]) {
+//!     assert_eq!(output?.image_tokens, [576]);
+//! }
+//!
+//! // One, token by token. In an async function, `while let Some(event) = stream.next().await`.
+//! for event in engine.submit(request) {
+//!     match event {
+//!         Event::Piece(piece) => assert!(piece.logprob <= 0.0),
+//!         Event::Done(output) => assert!(!output.token_ids.is_empty()),
+//!         Event::Failed(error) => return Err(error.into()),
+//!     }
+//! }
 //! # Ok(())
 //! # }
 //! ```
 
 mod blocks;
+mod builder;
 mod checkpoint;
-mod generate;
+mod encoder_cache;
+mod job;
+mod memory;
 mod options;
+mod output;
+mod request;
 mod runner;
 mod sampling;
+mod scheduler;
+mod sequence;
+mod start;
+mod stats;
+mod stream;
+mod worker;
 
-pub use blocks::BlockPool;
+pub use blocks::{BlockCounts, BlockKey, BlockPool};
+pub use builder::Builder;
 pub use checkpoint::Checkpoint;
-pub use generate::{FinishReason, Output, Prompt, Request, Timings};
+pub use encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
+pub use memory::Memory;
 pub use options::{Device, LoadFormat, Options, available_memory};
+pub use output::{Event, FinishReason, Output, Piece, Timings};
+pub use request::{Prompt, Request};
 pub use runner::{LogitRows, Runner, Sampled, SequenceStep};
 pub use sampling::Sampling;
+pub use scheduler::{Encode, Row, Scheduler, SchedulerCounts, SchedulerLimits, Step};
+pub use sequence::{Place, Sequence, SequenceId};
+pub use start::Upload;
+pub use stats::Stats;
+pub use stream::Stream;
 
-use std::path::Path;
-use std::time::Instant;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-use crate::backend::{Any, Cpu};
-use crate::image::Rgb;
-use crate::mem::{DType, Region};
-use crate::models::{Limits, Tiles, Vlm};
-use crate::{Error, Result};
+use rayon::prelude::*;
 
-/// Allocate the regions of `model` on `device`.
-fn backend(device: Device, model: &dyn Vlm, limits: &Limits) -> Result<Any> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => {
-            let device = crate::backend::cuda::driver::Device::open(ordinal).map_err(Error::Device)?;
-            let free = device.free_memory().map_err(Error::Device)? as u64;
-            check_memory(model, limits, &format!("memory on cuda:{ordinal}"), free, 0).map_err(Error::Capacity)?;
-            let cuda = crate::backend::cuda::Cuda::on(device, model.regions(), 0).map_err(Error::Device)?;
-            Ok(Any::Cuda(Box::new(cuda)))
-        }
-        _ => {
-            // Tensors that are read in the mapped file take no memory of their own.
-            let mapped = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
-            check_memory(model, limits, "memory", available_memory(), mapped).map_err(Error::Capacity)?;
-            Ok(Any::Cpu(Cpu::new(model.regions()).map_err(Error::Device)?))
-        }
-    }
-}
+use crate::Result;
+use crate::mem::DType;
+use crate::models::Vlm;
+use job::Job;
+use request::Ready;
+use stream::Lost;
+use worker::Arrival;
 
-/// Refuse what would not fit, before anything is allocated.
-fn check_memory(model: &dyn Vlm, limits: &Limits, what: &str, available: u64, mapped: u64) -> anyhow::Result<()> {
-    let bytes = |region: Region| model.regions()[region as usize] as u64;
-    let weights = bytes(Region::Weights).saturating_sub(mapped);
-    let needed = Region::ALL.map(bytes).iter().fold(0u64, |sum, b| sum.saturating_add(*b)).saturating_sub(mapped);
-    let mb = |bytes: u64| bytes.div_ceil(1_000_000);
-    // 0 is a system that does not say.
-    anyhow::ensure!(
-        available == 0 || needed <= available,
-        "the model needs {} MB of {what} ({} of weights, {} of cache, {} of activations, {} of exchange buffers) and {} \
-         are available; lower max_model_len, now {} tokens (--max-model-len), or the pictures a prompt may hold, now {} \
-         (--limit-mm-per-prompt)",
-        mb(needed),
-        mb(weights),
-        mb(bytes(Region::Kv)),
-        mb(bytes(Region::Scratch)),
-        mb(bytes(Region::Io)),
-        mb(available),
-        limits.max_model_len,
-        limits.max_tiles
-    );
-    Ok(())
-}
-
-/// What bringing the weights to the device took.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Upload {
-    /// Bytes of weights on the device.
-    pub bytes: u64,
-    /// Wall-clock time in milliseconds.
-    pub ms: f64,
-}
-
-impl Upload {
-    /// 10^9 bytes a second.
-    pub fn gb_per_s(&self) -> f64 {
-        if self.ms > 0.0 { self.bytes as f64 / self.ms / 1e6 } else { 0.0 }
-    }
-}
-
-/// A loaded model, ready to answer one request after another.
+/// A loaded model that answers many requests at once. Cloning gives another handle to the same.
+///
+/// When the last handle goes, what was asked is still answered, and dropping it waits for that.
+#[derive(Clone)]
 pub struct Engine {
+    thread: Arc<Thread>,
+}
+
+/// The engine's thread, and the only way to reach it.
+struct Thread {
+    shared: Arc<Shared>,
+    arrivals: Option<Sender<Arrival>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// What callers and the engine's thread both know.
+struct Shared {
     checkpoint: Checkpoint,
-    runner: Runner<Any>,
-    blocks: BlockPool,
+    model: Arc<dyn Vlm>,
+    /// What is done to every picture: two engines that do different things to them have different keys for them.
+    processing: PictureKey,
+    runs_kernels: bool,
+    backend: &'static str,
+    hardware: String,
     warnings: Vec<String>,
     upload: Option<Upload>,
+    memory: Memory,
     load_ms: f64,
+    stats: Mutex<Stats>,
+    lost: Lost,
+}
+
+impl Shared {
+    /// # Errors
+    /// If the device is lost.
+    fn alive(&self) -> Result<()> {
+        self.lost.error().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Thread {
+    /// Nothing can be asked any more; wait until everything that was is answered.
+    fn drop(&mut self) {
+        self.arrivals = None;
+        if let Some(handle) = self.handle.take() {
+            // If it panicked, its requests have been told.
+            let _ = handle.join();
+        }
+    }
 }
 
 impl Engine {
+    /// Choose how a model is loaded.
+    pub fn builder(dir: impl Into<PathBuf>) -> Builder {
+        Builder::new(dir.into())
+    }
+
     /// Open, check, plan the memory and load the weights, in this order: a bad checkpoint or too little memory is an
     /// error before a byte is copied. `progress` is called with the bytes in place and their total.
     ///
     /// # Errors
-    /// [`Error::Model`] for a bad checkpoint, [`Error::Capacity`] if it does not fit, [`Error::Device`], or
-    /// [`Error::Request`] for impossible options.
-    pub fn open(dir: &Path, options: &Options, mut progress: impl FnMut(u64, u64)) -> Result<Engine> {
-        let start = Instant::now();
-        let checkpoint = Checkpoint::open(dir, options)?;
-        let device = options.device.choose(checkpoint.dtype).map_err(Error::Device)?;
-        let limits = Limits {
-            max_model_len: checkpoint.max_model_len,
-            max_num_seqs: 1,
-            max_num_batched_tokens: checkpoint.max_model_len,
-            max_logit_rows: 1,
-            max_tiles: checkpoint.max_images,
-            kv_blocks: checkpoint.max_model_len.div_ceil(crate::ops::KV_BLOCK),
-        };
-        let model = checkpoint.build(limits)?;
-        let warnings = [checkpoint.warnings(), model.warnings()].concat();
-        let backend = backend(device, &*model, &limits)?;
-        let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
-        let began = Instant::now();
-        let runner = Runner::new(backend, model, |bytes| {
-            done += bytes;
-            progress(done, total);
-        })
-        .map_err(Error::Device)?;
-        let ms = began.elapsed().as_secs_f64() * 1e3;
-        let upload = checkpoint.weights.as_ref().map(|_| Upload { bytes: total, ms });
-        checkpoint.check_unchanged().map_err(Error::Model)?;
-        let blocks = BlockPool::new(limits.kv_blocks);
-        let mut engine = Engine { checkpoint, runner, blocks, warnings, upload, load_ms: 0.0 };
-        if device != Device::Cpu {
-            engine.warm().map_err(Error::Device)?;
-        }
-        engine.load_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(engine)
+    /// [`Error::Model`](crate::Error::Model) for a bad checkpoint, [`Error::Capacity`](crate::Error::Capacity) if it does not fit, [`Error::Device`](crate::Error::Device), or
+    /// [`Error::Request`](crate::Error::Request) for impossible options.
+    pub fn open(dir: &Path, options: &Options, progress: impl FnMut(u64, u64)) -> Result<Engine> {
+        let (shared, arrivals, handle) = start::start(dir, options, progress)?;
+        let thread = Thread { shared, arrivals: Some(arrivals), handle: Some(handle) };
+        Ok(Engine { thread: Arc::new(thread) })
     }
 
-    /// Run everything once, a picture, a prompt and answers, so that the first request finds kernels loaded and decode
-    /// steps recorded.
-    fn warm(&mut self) -> anyhow::Result<()> {
-        const TEXT: usize = 32;
-        let model = self.runner.model();
-        let mut pictures = Vec::new();
-        if self.checkpoint.max_images > 0 {
-            pictures.push(self.tiles(model.dummy_image()?)?);
+    /// Ask for an answer. The request is checked, its pictures are decoded and its text is tokenised before this returns;
+    /// what is wrong with it comes as the stream's only event.
+    pub fn submit(&self, request: Request) -> Stream {
+        match self.shared().prepare(&request) {
+            Ok(ready) => self.send(ready),
+            Err(error) => Stream::refused(error),
         }
-        self.runner.encode(&pictures, None)?;
-        let rows = pictures.iter().map(|p| p.tokens as i32).sum();
-        let ids: Vec<i32> = (1..=rows).map(|row| -row).chain([0; TEXT]).collect();
-        // The last token is decoded by itself.
-        let length = ids.len().min(self.checkpoint.max_model_len - 1);
-        let blocks = self.blocks.take(length + 1)?;
-        let greedy = crate::ops::SamplingRow::GREEDY;
-        for (ids, cached) in [(&ids[..length], 0), (&[0], length)] {
-            if !ids.is_empty() {
-                self.runner.step(
-                    &[SequenceStep { ids, cached, blocks: &blocks, sampling: greedy }],
-                    LogitRows::Last,
-                    None,
-                )?;
-                self.runner.sampled(1, 0)?;
+    }
+
+    fn send(&self, ready: Ready) -> Stream {
+        let (stream, events, cancelled) = Stream::new(self.shared().lost.clone());
+        let arrivals = self.thread.arrivals.as_ref();
+        match arrivals.map(|a| a.send(Box::new(Job::new(ready, events, cancelled)))) {
+            Some(Ok(())) => stream,
+            _ => Stream::refused(self.shared().lost.or_gone()),
+        }
+    }
+
+    /// Answer one request. `on_text` gets the answer piece by piece, never a part of a character, and can end it; the
+    /// answer is then what it was given.
+    ///
+    /// # Errors
+    /// [`Error::Request`](crate::Error::Request) if the request cannot be answered, [`Error::Capacity`](crate::Error::Capacity) if there is no room for it,
+    /// [`Error::Model`](crate::Error::Model) if the model yields no number, [`Error::Device`](crate::Error::Device) if the backend fails.
+    pub fn answer(&self, request: &Request, mut on_text: impl FnMut(&str) -> ControlFlow<()>) -> Result<Output> {
+        let mut stream = self.send(self.shared().prepare(request)?);
+        let (mut tokens, mut bytes) = (0, 0);
+        let mut wanted = true;
+        while let Some(event) = Iterator::next(&mut stream) {
+            match event {
+                Event::Piece(piece) if wanted => {
+                    tokens += 1;
+                    bytes += piece.text.len();
+                    if !piece.text.is_empty() && on_text(&piece.text).is_break() {
+                        wanted = false;
+                        stream.cancel();
+                    }
+                }
+                Event::Piece(_) => {}
+                Event::Done(mut output) if wanted => {
+                    if bytes < output.text.len() && on_text(&output.text[bytes..]).is_break() {
+                        output.finish_reason = FinishReason::Cancelled;
+                    }
+                    return Ok(*output);
+                }
+                Event::Done(output) => return Ok(output.cut(tokens, bytes)),
+                Event::Failed(error) => return Err(error),
             }
         }
-        self.blocks.give(blocks);
-        Ok(())
+        Err(self.shared().lost.or_gone())
     }
 
-    /// A picture made ready for the vision tower; a GPU resizes it itself.
-    fn tiles(&self, picture: Rgb) -> anyhow::Result<Tiles> {
-        let model = self.runner.model();
-        if self.runner.backend().runs_kernels() { model.prepare_for_device(picture) } else { model.prepare(&picture) }
+    /// Answer many requests at once; the answers come in the order of the requests. A request that fails spoils no other.
+    pub fn generate(&self, requests: &[Request]) -> Vec<Result<Output>> {
+        self.generate_with(requests, |_, _| ())
+    }
+
+    /// [`Engine::generate`], with a word on every answer when it and all before it are complete: its index, and what it is.
+    pub fn generate_with(
+        &self,
+        requests: &[Request],
+        mut progress: impl FnMut(usize, &Result<Output>),
+    ) -> Vec<Result<Output>> {
+        // The first are being answered while later pictures are decoded.
+        let together = 2 * rayon::current_num_threads();
+        let mut streams = Vec::with_capacity(requests.len());
+        for some in requests.chunks(together) {
+            let ready: Vec<_> = some.par_iter().map(|r| self.shared().prepare(r)).collect();
+            streams.extend(ready.into_iter().map(|r| r.map_or_else(Stream::refused, |r| self.send(r))));
+        }
+        let finish = |(i, mut stream): (usize, Stream)| {
+            let output = stream.output();
+            progress(i, &output);
+            output
+        };
+        streams.into_iter().enumerate().map(finish).collect()
+    }
+
+    /// How things stood after the last step.
+    pub fn stats(&self) -> Stats {
+        *self.shared().stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.thread.shared
     }
 
     /// What bringing the weights to the device took; `None` if they are random numbers.
     pub fn upload(&self) -> Option<Upload> {
-        self.upload
+        self.shared().upload
+    }
+
+    /// What there is room for.
+    pub fn memory(&self) -> Memory {
+        self.shared().memory
     }
 
     /// Name of the checkpoint's directory.
     pub fn model_name(&self) -> &str {
-        &self.checkpoint.name
+        &self.shared().checkpoint.name
     }
 
     /// What runs the plans.
     pub fn backend_name(&self) -> &'static str {
-        self.runner.backend().name()
+        self.shared().backend
     }
 
     /// The device it runs on, for example `NVIDIA H200`.
     pub fn hardware(&self) -> &str {
-        self.runner.backend().hardware()
+        &self.shared().hardware
     }
 
     /// Type of the activations.
     pub fn dtype(&self) -> DType {
-        self.checkpoint.dtype
+        self.shared().checkpoint.dtype
     }
 
     /// What was odd about the checkpoint but does not change a result.
     pub fn warnings(&self) -> &[String] {
-        &self.warnings
+        &self.shared().warnings
     }
 }

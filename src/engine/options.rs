@@ -22,6 +22,18 @@ pub struct Options {
     pub chat_template: Option<String>,
     /// Images a prompt may hold; 0 is text alone.
     pub max_images: usize,
+    /// Sequences that run at once; `None` is 256 on a GPU and 16 on the host.
+    pub max_num_seqs: Option<usize>,
+    /// Tokens of a step; `None` is 8192 on a GPU and 2048 on the host, or fewer if so many never come together.
+    pub max_num_batched_tokens: Option<usize>,
+    /// Share of a GPU's memory that weights, activations and cache may take together. In `(0, 1]`.
+    pub gpu_memory_utilization: f64,
+    /// Blocks of the cache, instead of as many as memory allows.
+    pub num_kv_blocks: Option<usize>,
+    /// Whether a prompt that begins like an earlier one uses what that left in the cache.
+    pub prefix_caching: bool,
+    /// Whether a picture that was encoded for an earlier request is kept for later ones.
+    pub encoder_caching: bool,
 }
 
 impl Default for Options {
@@ -33,6 +45,12 @@ impl Default for Options {
             max_model_len: None,
             chat_template: None,
             max_images: 4,
+            max_num_seqs: None,
+            max_num_batched_tokens: None,
+            gpu_memory_utilization: 0.9,
+            num_kv_blocks: None,
+            prefix_caching: true,
+            encoder_caching: true,
         }
     }
 }
@@ -44,6 +62,18 @@ impl Options {
         ensure!(
             (1..=positions).contains(&asked),
             "max_model_len is {asked}; the model has {positions} positions, so it must lie in 1 to {positions}"
+        );
+        for (what, flag, value) in [
+            ("max_num_seqs", "--max-num-seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", "--max-num-batched-tokens", self.max_num_batched_tokens),
+            ("num_kv_blocks", "--num-gpu-blocks-override", self.num_kv_blocks),
+        ] {
+            ensure!(value != Some(0), "{what} is 0; it must be 1 at least ({flag})");
+        }
+        let share = self.gpu_memory_utilization;
+        ensure!(
+            share > 0.0 && share <= 1.0,
+            "gpu_memory_utilization is {share:?}; it must lie above 0 and at most at 1 (--gpu-memory-utilization)"
         );
         if let Some(dtype) = self.dtype {
             ensure!(dtype.is_float(), "dtype is {dtype}; a model is computed in f32, f16 or bf16");

@@ -1,13 +1,15 @@
 //! Owns the backend: uploads the weights, turns a step into the buffers that the plan reads, and reads what it wrote.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::mem::{Buf, Span};
-use crate::models::{Picture, Pixels, Placement, StepIo, StepShape, Tiles, Vlm, random_fills};
+use crate::models::{Picture, Pixels, Placement, RowMove, StepIo, StepShape, Tiles, Vlm, random_fills};
 use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
@@ -47,7 +49,7 @@ pub struct Sampled {
 /// A model on a backend.
 pub struct Runner<B: Backend> {
     backend: B,
-    model: Box<dyn Vlm>,
+    model: Arc<dyn Vlm>,
     /// Recorded plans of pure decode steps, which recur; a step with a prompt in it has a shape of its own.
     decode: HashMap<StepShape, B::Exec>,
     /// Recorded plans that encode so many tiles.
@@ -62,7 +64,8 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// If the backend fails.
-    pub fn new(backend: B, model: Box<dyn Vlm>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
+    pub fn new(backend: B, model: impl Into<Arc<dyn Vlm>>, mut progress: impl FnMut(u64)) -> Result<Runner<B>> {
+        let model = model.into();
         let fills: Vec<Fill> = model.placements().iter().filter_map(Placement::fill).collect();
         backend.upload(&fills, &mut progress)?;
         if let Some(plan) = random_fills(model.placements()) {
@@ -77,6 +80,11 @@ impl<B: Backend> Runner<B> {
         &*self.model
     }
 
+    /// The model, for those who prepare pictures on other threads.
+    pub fn shared_model(&self) -> Arc<dyn Vlm> {
+        self.model.clone()
+    }
+
     /// The backend.
     pub fn backend(&self) -> &B {
         &self.backend
@@ -86,15 +94,16 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// If there are more tiles than were planned for, or the backend fails.
-    pub fn encode(&mut self, pictures: &[Tiles], probe: Option<&mut dyn Probe>) -> Result<()> {
+    pub fn encode(&mut self, pictures: &[impl Borrow<Tiles>], probe: Option<&mut dyn Probe>) -> Result<()> {
         if pictures.is_empty() {
             return Ok(());
         }
         let room = self.model.pixels();
-        let bytes: usize = pictures.iter().map(|p| p.pixels.bytes()).sum();
+        let pictures = || pictures.iter().map(Borrow::borrow);
+        let bytes: usize = pictures().map(|p| p.pixels.bytes()).sum();
         ensure!(bytes <= room.len(), "{bytes} bytes of pixels; the plan has room for {}", room.len());
         let mut first = 0;
-        for Tiles { pixels, .. } in pictures {
+        for Tiles { pixels, .. } in pictures() {
             let place = room.slice(first..first + pixels.bytes());
             match pixels {
                 Pixels::Ready(tiles) => self.backend.write(place, tiles)?,
@@ -102,10 +111,21 @@ impl<B: Backend> Runner<B> {
             }
             first += pixels.bytes();
         }
-        let tiles = pictures.iter().map(|p| p.tiles).sum();
+        let tiles = pictures().map(|p| p.tiles).sum();
         let plan = || self.model.encode_plan(tiles);
         let exec = recorded(&self.backend, &mut self.encode, tiles, plan)?;
         self.backend.run(exec, probe)
+    }
+
+    /// Copy image rows that [`Runner::encode`] left behind to where they are kept.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn keep(&self, moves: &[RowMove]) -> Result<()> {
+        if moves.is_empty() {
+            return Ok(());
+        }
+        self.backend.run(&mut self.backend.link(&self.model.keep_plan(moves))?, None)
     }
 
     /// Let the device make the tile of a picture. Every size of a picture is a plan of its own, of one launch.
@@ -214,17 +234,22 @@ impl<B: Backend> Runner<B> {
         self.last.as_ref().context("no step has run")
     }
 
-    /// Start the token counts of sequence state `state` from the ids of its prompt.
+    /// Start the token counts of sequence state `state` from the ids of its prompt and of its answer so far.
     ///
     /// # Errors
     /// If the backend fails.
-    pub fn reset_counts(&self, state: usize, prompt: &[i32]) -> Result<()> {
+    pub fn reset_counts(&self, state: usize, prompt: &[i32], answer: &[i32]) -> Result<()> {
         let io = self.model.io();
         let mut counts = vec![0; io.vocab];
         for &id in prompt {
             // Places of pictures are negative and count as no token.
             if let Some(count) = usize::try_from(id).ok().and_then(|id| counts.get_mut(id)) {
                 *count = IN_PROMPT;
+            }
+        }
+        for &id in answer {
+            if let Some(count) = usize::try_from(id).ok().and_then(|id| counts.get_mut(id)) {
+                *count += 1;
             }
         }
         self.backend.write(io.counts.slice(state * io.vocab..(state + 1) * io.vocab), &counts)
@@ -253,6 +278,17 @@ impl<B: Backend> Runner<B> {
             }
         };
         Ok((0..rows).map(row).collect())
+    }
+
+    /// Logits of row `row` of the last step.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn logits_of(&self, row: usize) -> Result<Vec<f32>> {
+        let vocab = self.model.io().vocab;
+        let mut logits = vec![0.0; vocab];
+        self.backend.read(self.last()?.logits.slice(row * vocab..(row + 1) * vocab), &mut logits)?;
+        Ok(logits)
     }
 
     /// Logits of the last step, `[rows, vocab]`.

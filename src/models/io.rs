@@ -16,8 +16,10 @@ pub struct Limits {
     pub max_num_batched_tokens: usize,
     /// Rows of logits of a step.
     pub max_logit_rows: usize,
-    /// Tiles whose rows are held.
+    /// Tiles that are encoded together.
     pub max_tiles: usize,
+    /// Tiles whose rows are kept beside those, for the prompts that hold them.
+    pub kept_tiles: usize,
     /// Blocks of the paged cache.
     pub kv_blocks: usize,
 }
@@ -197,6 +199,7 @@ mod tests {
             max_num_batched_tokens: 40,
             max_logit_rows: 6,
             max_tiles: 1,
+            kept_tiles: 0,
             kv_blocks: 8,
         };
         let area = StepArea::new(&mut io, limits, 100);

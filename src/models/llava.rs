@@ -7,7 +7,7 @@ use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement, Tensors};
 use super::picture::PictureArea;
-use super::{Pixels, Registration, Tiles, Vlm};
+use super::{Pixels, Registration, RowMove, Tiles, Vlm};
 use crate::config::{Config, Family, LlavaConfig, Preprocessor, Resample, Resize, Select};
 use crate::image::{ClipProcessor, Filter, Rgb, Size};
 use crate::mem::{Act, Buf, DType, Layout, Region};
@@ -40,7 +40,10 @@ struct Llava {
     cache: Vec<PagedKv>,
     pixels: Buf<u8>,
     picture_area: PictureArea,
-    /// `[max_tiles * tokens of a tile, hidden]`: projected features, which outlive the plan that wrote them.
+    /// `0, 1, 2, ...` for every row of a tile: what copies rows is told so.
+    row_index: Buf<i32>,
+    /// `[(max_tiles + kept_tiles) * tokens of a tile, hidden]`: projected features, which outlive the plan that wrote them:
+    /// those of the last encoding, then those that are kept.
     image_rows: Buf<Act>,
     /// What is taken from scratch before any plan.
     scratch: Layout,
@@ -62,6 +65,8 @@ impl Llava {
         let clip = Clip::load(&mut loader, vision, blocks, processor.table());
         let (settings, tiles) = (llava.clone(), limits.max_tiles);
         let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
+        let rows = llava.image_tokens();
+        let row_index = loader.table(rows, move || (0..rows as i32).collect());
         let bias = |loader: &mut Loader<'_>, name: &str| llava.projector_bias.then(|| loader.tensor(name, &[d]));
         let projector = Projector {
             weight1: loader.tensor("multi_modal_projector.linear_1.weight", &[d, llava.projector_input()]),
@@ -75,7 +80,7 @@ impl Llava {
 
         let [_, mut kv, mut scratch, mut io] = layouts(dtype);
         let cache = llama.cache(&mut kv, limits.kv_blocks);
-        let image_rows = scratch.take(limits.max_tiles * llava.image_tokens() * d);
+        let image_rows = scratch.take((limits.max_tiles + limits.kept_tiles) * llava.image_tokens() * d);
         let pixels = io.take(limits.max_tiles * vision.image_size * vision.image_size * 3);
         let picture_area = PictureArea::new(&mut io, limits.max_tiles > 0);
         let step_io = StepArea::new(&mut io, limits, text.vocab_size);
@@ -84,6 +89,7 @@ impl Llava {
             processor,
             clip,
             feature_index,
+            row_index,
             projector,
             llama,
             cache,
@@ -190,6 +196,23 @@ impl Vlm for Llava {
     fn encode_plan(&self, tiles: usize) -> Plan {
         let mut plan = Plan::new(self.dtype);
         self.encode(&mut plan, &mut self.scratch.clone(), tiles);
+        plan
+    }
+
+    fn tile_rows(&self) -> usize {
+        self.config.image_tokens()
+    }
+
+    fn keep_plan(&self, moves: &[RowMove]) -> Plan {
+        let cols = self.config.text.hidden_size;
+        let mut plan = Plan::new(self.dtype);
+        plan.scope("projector/keep", |p| {
+            for &RowMove { from, to, rows } in moves {
+                let at = |row: usize| self.image_rows.slice(row * cols..(row + rows) * cols);
+                let index = self.row_index.slice(0..rows);
+                p.push(Gather { y: at(to), x: at(from), index, rows, cols, y_cols: cols, first_col: 0 });
+            }
+        });
         plan
     }
 

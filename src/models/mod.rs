@@ -53,8 +53,19 @@ impl Pixels {
     }
 }
 
+/// Image rows on their way to where they are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMove {
+    /// Image row of the first.
+    pub from: usize,
+    /// Where that goes.
+    pub to: usize,
+    /// How many, at most those of a tile.
+    pub rows: usize,
+}
+
 /// A loaded model: places of its weights, and its plans.
-pub trait Vlm: Send {
+pub trait Vlm: Send + Sync {
     /// Places that the largest picture takes in a sequence.
     fn max_image_tokens(&self) -> usize;
 
@@ -83,6 +94,12 @@ pub trait Vlm: Send {
 
     /// Encode `tiles` tiles from [`Vlm::pixels`] and leave their rows at the start of the image rows.
     fn encode_plan(&self, tiles: usize) -> Plan;
+
+    /// Image rows of a tile. Row 0 of those that are kept comes after the rows of all tiles that are encoded together.
+    fn tile_rows(&self) -> usize;
+
+    /// Copy image rows that an encode plan left behind to where they are kept.
+    fn keep_plan(&self, moves: &[RowMove]) -> Plan;
 
     /// One step of the language model.
     fn step_plan(&self, shape: StepShape) -> Plan;

@@ -41,6 +41,7 @@ impl<B: Backend> Golden<B> {
             max_num_batched_tokens: len,
             max_logit_rows: len,
             max_tiles: 2,
+            kept_tiles: 0,
             kv_blocks: SEQUENCES * len.div_ceil(16),
         };
         let model = checkpoint.build(limits).unwrap();

@@ -1,0 +1,218 @@
+//! Which pictures' rows lie where: the book-keeping of the encoder cache.
+//!
+//! The kept image rows are divided into pages of equal length, and a picture takes as many as its rows need, wherever
+//! they are. A picture that a sequence is about to read is referred to and stays. The others stay as long as nobody
+//! needs their pages, and go the longest unused first. Whoever asks for a picture that is there, or that another
+//! sequence of the same step has asked for, causes no encoding.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Result, ensure};
+
+/// What a picture is to the vision tower: a hash of its pixels, their dimensions, and all that is done to them.
+///
+/// 256 bits, so that two pictures never meet in one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PictureKey(pub [u8; 32]);
+
+#[derive(Debug)]
+struct Entry {
+    pages: Vec<usize>,
+    /// Sequences that are about to read its rows.
+    readers: usize,
+    /// Its place in [`EncoderCache::idle`], while it is there.
+    age: u64,
+}
+
+/// Whether rows have to be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// They are there, or are being computed for somebody else.
+    Hit,
+    /// They are not, and there is room for them now.
+    Miss,
+}
+
+/// What happened to requests for pictures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    /// Were there.
+    pub hits: u64,
+    /// Had to be computed.
+    pub misses: u64,
+}
+
+/// The pages of the kept image rows.
+#[derive(Debug)]
+pub struct EncoderCache {
+    total: usize,
+    free: Vec<usize>,
+    entries: HashMap<PictureKey, Entry>,
+    /// Pictures without a reader, the longest unused first.
+    idle: BTreeMap<u64, PictureKey>,
+    clock: u64,
+    /// Whether pictures stay when their last reader has gone.
+    keep: bool,
+    counts: CacheCounts,
+}
+
+impl EncoderCache {
+    /// `total` free pages; with `keep`, pictures stay when nobody reads them, as long as there is room.
+    pub fn new(total: usize, keep: bool) -> EncoderCache {
+        EncoderCache {
+            total,
+            free: (0..total).rev().collect(),
+            entries: HashMap::new(),
+            idle: BTreeMap::new(),
+            clock: 0,
+            keep,
+            counts: CacheCounts::default(),
+        }
+    }
+
+    /// Become a reader of a picture whose rows take `pages` pages. `None`, and nothing changes, if other readers leave no
+    /// room for it.
+    pub fn acquire(&mut self, key: PictureKey, pages: usize) -> Option<Acquired> {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            if entry.readers == 0 {
+                self.idle.remove(&entry.age);
+            }
+            entry.readers += 1;
+            self.counts.hits += 1;
+            return Some(Acquired::Hit);
+        }
+        let idle: usize = self.idle.values().map(|key| self.entries[key].pages.len()).sum();
+        if pages > self.free.len() + idle {
+            return None;
+        }
+        while self.free.len() < pages {
+            let (_, oldest) = self.idle.pop_first()?;
+            self.free.extend(self.entries.remove(&oldest)?.pages);
+        }
+        let pages = self.free.split_off(self.free.len() - pages);
+        self.entries.insert(key, Entry { pages, readers: 1, age: 0 });
+        self.counts.misses += 1;
+        Some(Acquired::Miss)
+    }
+
+    /// Be a reader no more.
+    pub fn release(&mut self, key: PictureKey) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        entry.readers -= 1;
+        if entry.readers > 0 {
+            return;
+        }
+        if self.keep {
+            self.clock += 1;
+            entry.age = self.clock;
+            self.idle.insert(self.clock, key);
+        } else if let Some(entry) = self.entries.remove(&key) {
+            self.free.extend(entry.pages);
+        }
+    }
+
+    /// Forget a picture that nobody reads: its rows were never computed.
+    pub fn forget(&mut self, key: PictureKey) {
+        if self.entries.get(&key).is_some_and(|e| e.readers == 0)
+            && let Some(entry) = self.entries.remove(&key)
+        {
+            self.idle.remove(&entry.age);
+            self.free.extend(entry.pages);
+        }
+    }
+
+    /// Pages of a picture that has a reader, in the order of its rows.
+    pub fn pages(&self, key: PictureKey) -> &[usize] {
+        self.entries.get(&key).map_or(&[], |e| &e.pages)
+    }
+
+    /// Pages that hold nothing.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// All pages.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> CacheCounts {
+        self.counts
+    }
+
+    /// Hold the cache against what its readers say: no page twice, and every picture read by so many.
+    ///
+    /// # Errors
+    /// Names what is wrong.
+    pub fn check(&self, readers: &HashMap<PictureKey, usize>) -> Result<()> {
+        let mut seen = vec![false; self.total];
+        for &page in self.free.iter().chain(self.entries.values().flat_map(|e| &e.pages)) {
+            ensure!(!std::mem::replace(&mut seen[page], true), "page {page} stands twice");
+        }
+        ensure!(seen.iter().all(|s| *s), "a page is lost");
+        for (key, entry) in &self.entries {
+            let known = readers.get(key).copied().unwrap_or(0);
+            ensure!(entry.readers == known, "a picture counts {} readers and has {known}", entry.readers);
+            ensure!(entry.readers > 0 || self.idle.get(&entry.age) == Some(key), "a picture without readers is lost");
+        }
+        ensure!(readers.keys().all(|key| self.entries.contains_key(key)), "a picture is read and not there");
+        let idle = self.entries.values().filter(|e| e.readers == 0).count();
+        ensure!(idle == self.idle.len(), "{} pictures are listed as idle and {idle} are", self.idle.len());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PictureKey {
+        PictureKey([n; 32])
+    }
+
+    #[test]
+    fn a_picture_is_encoded_once_and_stays_while_it_is_read() {
+        let mut cache = EncoderCache::new(3, true);
+        assert_eq!(cache.acquire(key(1), 2), Some(Acquired::Miss));
+        assert_eq!(cache.acquire(key(1), 2), Some(Acquired::Hit));
+        assert_eq!(cache.acquire(key(2), 2), None, "its readers need it");
+        cache.release(key(1));
+        assert_eq!(cache.acquire(key(2), 2), None, "one reader is left");
+        cache.release(key(1));
+        assert_eq!(cache.acquire(key(1), 2), Some(Acquired::Hit), "nobody needed its pages");
+        cache.release(key(1));
+        assert_eq!(cache.acquire(key(2), 2), Some(Acquired::Miss));
+        assert_eq!(cache.acquire(key(1), 2), None);
+        assert_eq!(cache.counts(), CacheCounts { hits: 2, misses: 2 });
+        cache.check(&HashMap::from([(key(2), 1)])).unwrap();
+    }
+
+    #[test]
+    fn the_longest_unused_goes_first_and_without_keeping_all_go() {
+        let mut cache = EncoderCache::new(2, true);
+        for n in [1, 2] {
+            cache.acquire(key(n), 1);
+            cache.release(key(n));
+        }
+        cache.acquire(key(1), 1);
+        cache.release(key(1));
+        cache.acquire(key(3), 1);
+        assert_eq!(cache.acquire(key(1), 1), Some(Acquired::Hit));
+        let mut cache = EncoderCache::new(2, false);
+        cache.acquire(key(1), 1);
+        cache.release(key(1));
+        assert_eq!(cache.free(), 2);
+    }
+
+    #[test]
+    fn rows_that_were_never_computed_are_not_found() {
+        let mut cache = EncoderCache::new(2, true);
+        cache.acquire(key(1), 1);
+        cache.release(key(1));
+        cache.forget(key(1));
+        assert_eq!(cache.acquire(key(1), 1), Some(Acquired::Miss));
+        cache.forget(key(1));
+        assert_eq!(cache.pages(key(1)).len(), 1, "it has a reader");
+    }
+}

@@ -1,0 +1,124 @@
+//! What comes back.
+
+use super::stats::milliseconds;
+use crate::Error;
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end-of-sequence token or a stop string.
+    Stop,
+    /// As many tokens as were asked for, or as fit.
+    Length,
+    /// The caller asked for no more.
+    Cancelled,
+}
+
+/// A finished answer.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The prompt as it was tokenised, before pictures were expanded.
+    pub prompt: String,
+    /// Its ids; at the places of pictures, the placeholder's.
+    pub prompt_token_ids: Vec<u32>,
+    /// Places that each picture takes.
+    pub image_tokens: Vec<usize>,
+    /// Tokens of the prompt that were found in the prefix cache when it was first served.
+    pub cached_tokens: usize,
+    /// The answer.
+    pub text: String,
+    /// Its ids, with the end-of-sequence token if it ended so.
+    pub token_ids: Vec<u32>,
+    /// Log-probability of each, under the logits as the model gave them.
+    pub logprobs: Vec<f32>,
+    /// For each token, the most likely ones at its place with theirs, as many as were asked for.
+    pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// FNV-1a of the last logits: shows a change in the numbers where the text is the same. Empty if the answer was
+    /// cancelled.
+    pub logits_hash: String,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Wall-clock times of a request, in milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Loading the model, before the request.
+    pub load_ms: f64,
+    /// Before the device has anything to do: decoding the pictures, tokenising.
+    pub prepare_ms: f64,
+    /// From there to the first token: waiting for its turn, vision tower, projector, the prompt's steps.
+    pub prefill_ms: f64,
+    /// From the request to the first token, the sum of those two.
+    pub ttft_ms: f64,
+    /// All later tokens.
+    pub decode_ms: f64,
+    /// Later tokens a second; 0 if there was none.
+    pub tokens_per_s: f64,
+}
+
+/// A token of an answer, as soon as there is one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// The token.
+    pub token_id: u32,
+    /// Its log-probability, under the logits as the model gave them.
+    pub logprob: f32,
+    /// The most likely tokens at its place with theirs, as many as were asked for.
+    pub top_logprobs: Vec<(u32, f32)>,
+    /// Text that can be shown now; empty while a character or what may be a stop string is incomplete.
+    pub text: String,
+}
+
+/// What happens to a request. [`Event::Done`] or [`Event::Failed`] is the last, and always comes.
+#[derive(Debug)]
+pub enum Event {
+    /// A token.
+    Piece(Piece),
+    /// The answer is complete. Its text may end in a little more than its pieces showed: what was held back.
+    Done(Box<Output>),
+    /// There is no answer, or no more of it.
+    Failed(Error),
+}
+
+impl Output {
+    /// The answer as far as somebody listened: its first tokens, and so many bytes of text.
+    pub(super) fn cut(mut self, tokens: usize, bytes: usize) -> Output {
+        self.token_ids.truncate(tokens);
+        self.logprobs.truncate(tokens);
+        self.top_logprobs.truncate(tokens);
+        self.text.truncate(bytes);
+        self.logits_hash.clear();
+        self.finish_reason = FinishReason::Cancelled;
+        self
+    }
+}
+
+impl Timings {
+    /// The answer has ended: `first` is when its first token came.
+    pub(super) fn end(&mut self, first: std::time::Instant, tokens: usize) {
+        self.decode_ms = milliseconds(first);
+        let later = tokens.saturating_sub(1);
+        self.tokens_per_s = if later == 0 { 0.0 } else { later as f64 / (self.decode_ms / 1e3) };
+    }
+}
+
+/// FNV-1a, 64 bits, over the little-endian bytes.
+pub(super) fn fnv1a(values: &[f32]) -> String {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv1a() {
+        assert_eq!(fnv1a(&[]), "cbf29ce484222325");
+        assert_eq!(fnv1a(&[f32::from_le_bytes(*b"foob")]), format!("{:016x}", 0xdd12_0e79_0c25_12af_u64));
+    }
+}

@@ -1,0 +1,199 @@
+//! A request, and everything that can be wrong with it: found on the caller's thread, before the model runs.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::encoder_cache::PictureKey;
+use super::output::{FinishReason, Output, Timings};
+use super::sequence::{Place, Sequence};
+use super::stats::milliseconds;
+use super::{Sampling, Shared};
+use crate::Error;
+use crate::image::{self, Alpha, Limits, Rgb};
+use crate::mem::DType;
+use crate::models::Tiles;
+use crate::ops::KV_BLOCK;
+use crate::text::{self, Message, Special, TextStream, pieces};
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The text.
+    pub prompt: Prompt,
+    /// Encoded pictures, in the order in which the prompt refers to them.
+    pub images: Vec<Vec<u8>>,
+    /// How the answer is sampled and when it ends.
+    pub sampling: Sampling,
+    /// Requests share what they leave in the prefix cache with those of the same salt alone. Nobody can find out by the
+    /// clock what others with another one have asked.
+    pub cache_salt: Option<String>,
+}
+
+/// The text of a request.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Trusted text, taken as it is: `<image>` stands for a picture, once or as often as the picture has tokens, and
+    /// control tokens are what they say.
+    Raw(String),
+    /// Messages for the chat template. Their text is text: it never becomes a control token or a picture.
+    Chat(Vec<Message>),
+}
+
+/// A checked request: its sequence, still without a number, and what the engine needs beside that.
+pub(super) struct Ready {
+    pub sequence: Sequence,
+    /// The pictures in the order of the sequence's places. They are kept to the end: a preempted sequence may need them
+    /// again.
+    pub pictures: Vec<Tiles>,
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub stream: TextStream,
+    pub max_tokens: usize,
+    pub dtype: DType,
+    /// The answer to be.
+    pub output: Output,
+    pub start: Instant,
+}
+
+/// A picture made ready for the vision tower, and what it is.
+type Picture = (Tiles, PictureKey);
+
+impl Shared {
+    /// Check a request, decode and prepare its pictures, and tokenise its text.
+    pub(super) fn prepare(&self, request: &Request) -> crate::Result<Ready> {
+        self.alive()?;
+        let start = Instant::now();
+        let (prompt, expanded, pictures) = self.tokens(request).map_err(Error::Request)?;
+        let max_tokens = self.room(request, &expanded, &pictures).map_err(Error::Request)?;
+        let stream = TextStream::new(self.checkpoint.tokenizer.clone(), &request.sampling.stop, false);
+        let (ids, places) = places(&expanded, &pictures);
+        let limit = ids.len() + max_tokens;
+        let sequence = Sequence::new(0, ids, places, limit, request.cache_salt.as_deref().unwrap_or(""));
+        let image_tokens = pictures.iter().map(|(t, _)| t.tokens).collect();
+        let pictures = in_order(&expanded, pictures);
+        Ok(Ready {
+            sequence,
+            pictures,
+            sampling: request.sampling.clone(),
+            seed: request.sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+            stream: stream.map_err(Error::Request)?,
+            max_tokens,
+            dtype: self.checkpoint.dtype,
+            output: Output {
+                prompt,
+                image_tokens,
+                prompt_token_ids: expanded.ids,
+                cached_tokens: 0,
+                text: String::new(),
+                token_ids: Vec::new(),
+                logprobs: Vec::new(),
+                top_logprobs: Vec::new(),
+                finish_reason: FinishReason::Length,
+                logits_hash: String::new(),
+                timings: Timings { load_ms: self.load_ms, prepare_ms: milliseconds(start), ..Timings::default() },
+            },
+            start,
+        })
+    }
+
+    /// The prompt as text and as tokens, and its pictures.
+    fn tokens(&self, request: &Request) -> Result<(String, text::Prompt, Vec<Picture>)> {
+        let c = &self.checkpoint;
+        let image_token = self.model.image_token_id();
+        request.sampling.check()?;
+        ensure!(
+            request.images.len() <= c.max_images,
+            "the prompt has {} pictures; at most {} are allowed (--limit-mm-per-prompt)",
+            request.images.len(),
+            c.max_images
+        );
+        let (prompt, pieces) = match &request.prompt {
+            Prompt::Raw(text) => (text.clone(), pieces(&c.tokenizer.encode(text, Special::Parse, true)?, image_token)),
+            Prompt::Chat(messages) => {
+                let rendered = c.template.encode(messages, true)?;
+                (rendered.text, rendered.pieces)
+            }
+        };
+        let pictures = request.images.iter().enumerate().map(|(i, bytes)| {
+            let rgb = image::decode(bytes, Alpha::White, &Limits::default()).map_err(anyhow::Error::new);
+            rgb.and_then(|rgb| self.picture(rgb)).with_context(|| format!("picture {}", i + 1))
+        });
+        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        let counts: Vec<usize> = pictures.iter().map(|(t, _)| t.tokens).collect();
+        let expanded = text::expand(&pieces, &counts, image_token)?;
+        ensure!(!expanded.ids.is_empty(), "the prompt has no tokens, and the tokenizer puts none in front");
+        Ok((prompt, expanded, pictures))
+    }
+
+    /// A picture made ready for the vision tower, and what it is. A GPU resizes it itself.
+    fn picture(&self, rgb: Rgb) -> Result<Picture> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.processing.0);
+        hash.update(&rgb.width().to_le_bytes());
+        hash.update(&rgb.height().to_le_bytes());
+        hash.update(rgb.data());
+        let key = PictureKey(*hash.finalize().as_bytes());
+        let tiles = if self.runs_kernels { self.model.prepare_for_device(rgb)? } else { self.model.prepare(&rgb)? };
+        Ok((tiles, key))
+    }
+
+    /// Longest answer, in tokens: what was asked for, as far as the context goes. Without a wish, as far as the cache
+    /// goes too.
+    fn room(&self, request: &Request, expanded: &text::Prompt, pictures: &[Picture]) -> Result<usize> {
+        let (tokens, room) = (expanded.ids.len(), self.checkpoint.max_model_len);
+        if tokens >= room {
+            let of_pictures: usize = pictures.iter().map(|(t, _)| t.tokens).sum();
+            bail!(
+                "the prompt has {tokens} tokens ({of_pictures} of pictures); with one of the answer, {room} fit (--max-model-len)"
+            );
+        }
+        // The last token is never seen by the model. A prompt that leaves no room at all is refused when it arrives.
+        let pool = self.memory.kv_blocks * KV_BLOCK + 1;
+        Ok(match request.sampling.max_tokens {
+            Some(asked) => asked.min(room - tokens),
+            None => room.min(pool).saturating_sub(tokens).max(1),
+        })
+    }
+}
+
+/// Ids with -1 at the places of pictures, and those places.
+fn places(prompt: &text::Prompt, pictures: &[Picture]) -> (Vec<i32>, Vec<Place>) {
+    let mut ids: Vec<i32> = prompt.ids.iter().map(|&id| id as i32).collect();
+    let place = |span: &text::ImageSpan| {
+        ids[span.range()].fill(-1);
+        let (tiles, key) = &pictures[span.image];
+        Place { start: span.start, len: span.len, tiles: tiles.tiles, key: *key }
+    };
+    let places = prompt.images.iter().map(place).collect();
+    (ids, places)
+}
+
+/// The pictures in the order of their places, which is not always the one in which they were given.
+fn in_order(prompt: &text::Prompt, pictures: Vec<Picture>) -> Vec<Tiles> {
+    let mut start = vec![usize::MAX; pictures.len()];
+    prompt.images.iter().for_each(|span| start[span.image] = span.start);
+    let mut pictures: Vec<_> = pictures.into_iter().map(|(tiles, _)| tiles).zip(start).collect();
+    pictures.sort_by_key(|(_, start)| *start);
+    pictures.into_iter().map(|(tiles, _)| tiles).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::Pixels;
+    use crate::text::ImageSpan;
+
+    #[test]
+    fn pictures_stand_in_the_order_of_their_places() {
+        let span = |image, start, len| ImageSpan { image, start, len };
+        let picture = |n: u8, tokens| (Tiles { pixels: Pixels::Ready(vec![n]), tiles: 1, tokens }, PictureKey([n; 32]));
+        let prompt = text::Prompt { ids: vec![1, 9, 9, 5, 9, 2], images: vec![span(1, 1, 2), span(0, 4, 1)] };
+        let pictures = vec![picture(7, 1), picture(8, 2)];
+        let (ids, places) = places(&prompt, &pictures);
+        assert_eq!(ids, [1, -1, -1, 5, -1, 2]);
+        assert_eq!(places[0], Place { start: 1, len: 2, tiles: 1, key: PictureKey([8; 32]) });
+        assert_eq!(in_order(&prompt, pictures).iter().map(|t| t.tokens).collect::<Vec<_>>(), [2, 1]);
+    }
+}

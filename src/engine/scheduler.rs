@@ -1,0 +1,446 @@
+//! Who computes what in the next step. Pure: it knows no backend and no clock.
+//!
+//! Sequences are served in the order of their arrival, and that order is never broken: all that run arrived before all
+//! that wait. A step gives every sequence that only needs its next token one row, and what is left of the token budget
+//! to prompts, cut where it ends. A sequence runs once the cache has room for all of its tokens so far, and a block for
+//! each that runs already; when one needs a block and there is none, the latest arrival gives up its own and waits
+//! again, with its tokens so far for a prompt. So the oldest sequence always moves on, and nothing starves.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+
+use anyhow::{Result, ensure};
+
+use super::blocks::{BlockCounts, BlockPool};
+use super::encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
+use super::sequence::{Sequence, SequenceId};
+use crate::ops::KV_BLOCK;
+
+/// What a step and the caches may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerLimits {
+    /// Sequences that run.
+    pub max_num_seqs: usize,
+    /// Tokens of a step; at least as many as sequences.
+    pub max_num_batched_tokens: usize,
+    /// Blocks of the paged cache.
+    pub kv_blocks: usize,
+    /// Tiles that are encoded for a step.
+    pub max_tiles: usize,
+    /// Pages of the encoder cache.
+    pub pages: usize,
+    /// Image rows of a page.
+    pub page_rows: usize,
+    /// Image row at which the first page begins.
+    pub first_row: usize,
+    /// Whether blocks are found again by what they hold.
+    pub prefix_caching: bool,
+    /// Whether image rows are kept when no running request needs them.
+    pub encoder_caching: bool,
+}
+
+/// A picture to encode before the rows of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encode {
+    /// A sequence that has it.
+    pub id: SequenceId,
+    /// Which of its places, in the order of their positions.
+    pub place: usize,
+    /// What it is.
+    pub key: PictureKey,
+    /// Pages that its rows go to, in their order.
+    pub pages: Vec<usize>,
+}
+
+/// What one sequence brings to a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Whose tokens.
+    pub id: SequenceId,
+    /// Position of the first.
+    pub start: usize,
+    /// The tokens; at places of pictures, `-1 - row` of the image rows.
+    pub ids: Vec<i32>,
+    /// Blocks of the sequence.
+    pub blocks: Vec<i32>,
+    /// Row of the sampler's counts.
+    pub state: usize,
+    /// Whether these are the last that the model must see before the next token is sampled.
+    pub samples: bool,
+}
+
+/// One step of the model.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// Pictures to encode first.
+    pub encode: Vec<Encode>,
+    /// Single tokens first, each kind in the order of arrival.
+    pub rows: Vec<Row>,
+    /// Sequences that run from this step on, some of them again: their rows of the sampler's counts hold another's.
+    pub admitted: Vec<SequenceId>,
+    /// Sequences that had to give up their blocks.
+    pub preempted: Vec<SequenceId>,
+}
+
+/// What happened so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulerCounts {
+    /// Tokens of prompts that were looked for in the prefix cache.
+    pub prefix_queries: u64,
+    /// Those found.
+    pub prefix_hits: u64,
+    /// Sequences that gave up their blocks.
+    pub preemptions: u64,
+}
+
+/// The sequences that run and wait, and who owns which part of the caches.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: SchedulerLimits,
+    waiting: VecDeque<Sequence>,
+    /// In the order of arrival, which is that of their numbers.
+    running: Vec<Sequence>,
+    blocks: BlockPool,
+    pictures: EncoderCache,
+    /// Rows of the sampler's counts that are free.
+    states: Vec<usize>,
+    counts: SchedulerCounts,
+}
+
+/// What is left for the prompts of a step.
+struct Budget {
+    tokens: usize,
+    tiles: usize,
+    /// Somebody waits for room for a picture, so nobody after it may take any.
+    pictures_full: bool,
+}
+
+impl Scheduler {
+    /// Nothing runs, nothing waits.
+    ///
+    /// # Errors
+    /// If a step cannot hold a token of every sequence.
+    pub fn new(limits: SchedulerLimits) -> Result<Scheduler> {
+        let SchedulerLimits { max_num_seqs, max_num_batched_tokens, .. } = limits;
+        ensure!(
+            (1..=max_num_batched_tokens).contains(&max_num_seqs),
+            "max_num_seqs is {max_num_seqs} and max_num_batched_tokens is {max_num_batched_tokens}; a step must hold a \
+             token of every sequence (--max-num-seqs, --max-num-batched-tokens)"
+        );
+        Ok(Scheduler {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::with_capacity(max_num_seqs),
+            blocks: BlockPool::new(limits.kv_blocks),
+            pictures: EncoderCache::new(limits.pages, limits.encoder_caching),
+            states: (0..max_num_seqs).rev().collect(),
+            counts: SchedulerCounts::default(),
+        })
+    }
+
+    /// Let a sequence wait for its turn.
+    ///
+    /// # Errors
+    /// If it would not fit were it alone, has nothing to say or nothing to compute, or a number that is not larger than
+    /// those of all that are here.
+    pub fn add(&mut self, sequence: Sequence) -> Result<()> {
+        let l = &self.limits;
+        let latest = self.waiting.back().or(self.running.last()).map(|s| s.id);
+        ensure!(latest < Some(sequence.id), "sequence {} comes after {latest:?}", sequence.id);
+        ensure!(
+            sequence.prompt > 0 && sequence.limit > sequence.prompt,
+            "a sequence of {} tokens may grow to {}",
+            sequence.prompt,
+            sequence.limit
+        );
+        // The last token is sampled and never seen by the model.
+        let tokens = sequence.limit - 1;
+        let blocks = tokens.div_ceil(KV_BLOCK);
+        ensure!(
+            blocks <= l.kv_blocks,
+            "a prompt of {} tokens and an answer of up to {} need {blocks} cache blocks of {KV_BLOCK} tokens, and there are \
+             {}; ask for fewer tokens, or give the cache more room (--gpu-memory-utilization, --num-gpu-blocks-override)",
+            sequence.prompt,
+            sequence.limit - sequence.prompt,
+            l.kv_blocks
+        );
+        for place in &sequence.places {
+            ensure!(
+                place.len > 0 && place.range().end <= sequence.prompt,
+                "a picture at {:?} of a prompt of {} tokens",
+                place.range(),
+                sequence.prompt
+            );
+            let pages = place.len.div_ceil(l.page_rows.max(1));
+            ensure!(
+                pages <= l.pages && place.tiles <= l.max_tiles,
+                "a picture of {} tiles and {} tokens; the encoder has room for {} tiles and {} tokens at once",
+                place.tiles,
+                place.len,
+                l.max_tiles,
+                l.pages * l.page_rows
+            );
+        }
+        self.waiting.push_back(sequence);
+        Ok(())
+    }
+
+    /// Plan a step. Until [`Scheduler::ran`] or [`Scheduler::failed`] is told of it, nothing counts as computed.
+    pub fn schedule(&mut self) -> Step {
+        let mut step = Step::default();
+        let decoding = self.running.iter().filter(|s| s.left() == 1).count();
+        let mut budget = Budget {
+            tokens: self.limits.max_num_batched_tokens - decoding,
+            tiles: self.limits.max_tiles,
+            pictures_full: false,
+        };
+        let mut i = 0;
+        while i < self.running.len() {
+            if self.make_room(i, &mut step) {
+                // What was set aside for a sequence that needs one token.
+                budget.tokens += usize::from(self.running[i].left() == 1);
+                self.take_row(i, &mut budget, &mut step);
+                i += 1;
+            }
+        }
+        while step.preempted.is_empty() && budget.tokens > 0 && self.admit(&mut step) {
+            self.take_row(self.running.len() - 1, &mut budget, &mut step);
+        }
+        // Stable: the order of arrival is kept.
+        step.rows.sort_by_key(|r| Reverse(r.ids.len() == 1));
+        step
+    }
+
+    /// Blocks for all tokens of running sequence `i`, at the cost of later ones, or in the end its own; then it does not
+    /// run any more.
+    fn make_room(&mut self, i: usize, step: &mut Step) -> bool {
+        while self.running[i].blocks.len() < self.running[i].needed_blocks() {
+            if let Some(block) = self.blocks.take(1) {
+                self.running[i].blocks.extend(block);
+                continue;
+            }
+            let last = self.running.len() - 1;
+            let mut victim = self.running.remove(last);
+            step.preempted.push(victim.id);
+            self.counts.preemptions += 1;
+            self.take_away(&mut victim);
+            victim.preemptions += 1;
+            self.waiting.push_front(victim);
+            if last == i {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Let the first sequence that waits run, if there is room for all its tokens.
+    fn admit(&mut self, step: &mut Step) -> bool {
+        if self.running.len() == self.limits.max_num_seqs {
+            return false;
+        }
+        let Some(sequence) = self.waiting.front() else { return false };
+        // The last token must be seen by the model, or there would be nothing to sample from.
+        let known = if self.limits.prefix_caching { (sequence.ids.len() - 1) / KV_BLOCK } else { 0 };
+        let found = self.blocks.find(&sequence.keys[..known.min(sequence.keys.len())]);
+        let needed = sequence.needed_blocks() - found.len();
+        // So that those which run can go on for a while before they have to take a block from somebody.
+        let reserve = self.running.len();
+        if needed + reserve > self.blocks.available() - self.blocks.cached_among(&found) {
+            return false;
+        }
+        self.blocks.share(&found);
+        let (Some(new), Some(mut sequence)) = (self.blocks.take(needed), self.waiting.pop_front()) else {
+            self.blocks.give(&found);
+            return false;
+        };
+        if sequence.preemptions == 0 && self.limits.prefix_caching {
+            self.counts.prefix_queries += sequence.ids.len() as u64;
+            self.counts.prefix_hits += (found.len() * KV_BLOCK) as u64;
+        }
+        sequence.cached = found.len() * KV_BLOCK;
+        sequence.registered = found.len();
+        sequence.passed = sequence.places.partition_point(|p| p.range().end <= sequence.cached);
+        sequence.reading = sequence.passed;
+        sequence.blocks = [found, new].concat();
+        // As many as sequences may run.
+        sequence.state = self.states.pop().unwrap_or(0);
+        step.admitted.push(sequence.id);
+        self.running.push(sequence);
+        true
+    }
+
+    /// The next tokens of running sequence `i`, within the budget and up to a picture that there is no room for now.
+    fn take_row(&mut self, i: usize, budget: &mut Budget, step: &mut Step) {
+        let sequence = &mut self.running[i];
+        let start = sequence.cached;
+        let mut end = start + sequence.left().min(budget.tokens);
+        while let Some(place) = sequence.places.get(sequence.reading).filter(|p| p.start < end) {
+            let pages = place.len.div_ceil(self.limits.page_rows);
+            let known = !self.pictures.pages(place.key).is_empty();
+            let allowed = !budget.pictures_full && (known || place.tiles <= budget.tiles);
+            match allowed.then(|| self.pictures.acquire(place.key, pages)).flatten() {
+                Some(Acquired::Hit) => {}
+                Some(Acquired::Miss) => {
+                    budget.tiles -= place.tiles;
+                    let pages = self.pictures.pages(place.key).to_vec();
+                    step.encode.push(Encode { id: sequence.id, place: sequence.reading, key: place.key, pages });
+                }
+                None => {
+                    budget.pictures_full = true;
+                    end = end.min(place.start).max(start);
+                    break;
+                }
+            }
+            sequence.reading += 1;
+        }
+        if end > start {
+            budget.tokens -= end - start;
+            step.rows.push(self.row(i, end));
+        }
+    }
+
+    fn row(&self, i: usize, end: usize) -> Row {
+        let sequence = &self.running[i];
+        let start = sequence.cached;
+        let mut ids = sequence.ids[start..end].to_vec();
+        let SchedulerLimits { page_rows, first_row, .. } = self.limits;
+        for place in sequence.reading() {
+            let pages = self.pictures.pages(place.key);
+            for position in place.start.max(start)..place.range().end.min(end) {
+                let row = position - place.start;
+                let row = first_row + pages[row / page_rows] * page_rows + row % page_rows;
+                ids[position - start] = -1 - row as i32;
+            }
+        }
+        Row {
+            id: sequence.id,
+            start,
+            ids,
+            blocks: sequence.blocks.clone(),
+            state: sequence.state,
+            samples: end == sequence.ids.len(),
+        }
+    }
+
+    /// The rows of a step are computed, as far as their sequences still run.
+    pub fn ran(&mut self, step: &Step) {
+        for row in &step.rows {
+            let Ok(i) = self.running.binary_search_by_key(&row.id, |s| s.id) else { continue };
+            let sequence = &mut self.running[i];
+            sequence.cached = row.start + row.ids.len();
+            while sequence.passed < sequence.reading && sequence.places[sequence.passed].range().end <= sequence.cached
+            {
+                self.pictures.release(sequence.places[sequence.passed].key);
+                sequence.passed += 1;
+            }
+            let full = (sequence.cached / KV_BLOCK).min(sequence.keys.len());
+            if self.limits.prefix_caching {
+                for b in sequence.registered..full {
+                    self.blocks.register(sequence.blocks[b], sequence.keys[b]);
+                }
+            }
+            sequence.registered = sequence.registered.max(full);
+        }
+    }
+
+    /// Nothing of a step is computed. Its sequences are gone, and its pictures are not in the cache. Returns the sequences.
+    pub fn failed(&mut self, step: &Step) -> Vec<SequenceId> {
+        let gone: Vec<_> = step.rows.iter().map(|r| r.id).filter(|&id| self.discard(id)).collect();
+        step.encode.iter().for_each(|e| self.pictures.forget(e.key));
+        gone
+    }
+
+    /// A token was sampled for a sequence that runs.
+    pub fn push(&mut self, id: SequenceId, token: i32) {
+        if let Ok(i) = self.running.binary_search_by_key(&id, |s| s.id) {
+            self.running[i].ids.push(token);
+            self.running[i].extend_keys();
+        }
+    }
+
+    /// A sequence has ended or is not wanted any more; its blocks can be taken in the next step, and be found again until
+    /// then. Returns whether it was there.
+    pub fn finish(&mut self, id: SequenceId) -> bool {
+        if let Ok(i) = self.running.binary_search_by_key(&id, |s| s.id) {
+            let mut sequence = self.running.remove(i);
+            self.take_away(&mut sequence);
+            return true;
+        }
+        let before = self.waiting.len();
+        self.waiting.retain(|s| s.id != id);
+        self.waiting.len() < before
+    }
+
+    /// [`Scheduler::finish`] for a sequence whose numbers are not to be trusted: its blocks are not found again.
+    pub fn discard(&mut self, id: SequenceId) -> bool {
+        if let Ok(i) = self.running.binary_search_by_key(&id, |s| s.id) {
+            self.running[i].blocks.iter().for_each(|&b| self.blocks.forget(b));
+        }
+        self.finish(id)
+    }
+
+    /// Give back all that a running sequence has.
+    fn take_away(&mut self, sequence: &mut Sequence) {
+        sequence.reading().iter().for_each(|p| self.pictures.release(p.key));
+        self.states.push(sequence.state);
+        self.blocks.give(&sequence.forget_cache());
+    }
+
+    /// A sequence that runs or waits.
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        let running = self.running.binary_search_by_key(&id, |s| s.id).ok().map(|i| &self.running[i]);
+        running.or_else(|| self.waiting.iter().find(|s| s.id == id))
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Sequences that run, in the order of arrival.
+    pub fn running(&self) -> &[Sequence] {
+        &self.running
+    }
+
+    /// Sequences that wait, in the order of arrival.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.waiting.iter()
+    }
+
+    /// Blocks by their state.
+    pub fn blocks(&self) -> BlockCounts {
+        self.blocks.counts()
+    }
+
+    /// Hits and misses of the encoder cache.
+    pub fn pictures(&self) -> CacheCounts {
+        self.pictures.counts()
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> SchedulerCounts {
+        self.counts
+    }
+
+    /// Everything that must hold between two steps: no block, page or row of counts has two owners or none, and nobody
+    /// has overtaken anybody.
+    ///
+    /// # Errors
+    /// Names what does not.
+    pub fn check(&self) -> Result<()> {
+        self.blocks.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
+        let BlockCounts { free, used, cached, total } = self.blocks.counts();
+        ensure!(free + used + cached == total, "{free} free, {used} used and {cached} cached blocks are not {total}");
+        let mut readers = HashMap::new();
+        for place in self.running.iter().flat_map(Sequence::reading) {
+            *readers.entry(place.key).or_insert(0) += 1;
+        }
+        self.pictures.check(&readers)?;
+        let mut states: Vec<_> = self.states.iter().copied().chain(self.running.iter().map(|s| s.state)).collect();
+        states.sort_unstable();
+        ensure!(states == (0..self.limits.max_num_seqs).collect::<Vec<_>>(), "rows of counts are shared or lost");
+        let order: Vec<_> = self.running.iter().chain(&self.waiting).map(|s| s.id).collect();
+        ensure!(order.is_sorted(), "the order of arrival is broken: {order:?}");
+        Ok(())
+    }
+}

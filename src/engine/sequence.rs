@@ -1,0 +1,191 @@
+//! One sequence as the scheduler sees it: its tokens, its blocks, and how much of it the cache holds.
+
+use std::ops::Range;
+
+use super::blocks::BlockKey;
+use super::encoder_cache::PictureKey;
+use crate::ops::KV_BLOCK;
+
+/// A sequence's number. Later requests have larger ones.
+pub type SequenceId = u64;
+
+/// A picture in a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Position of its first token.
+    pub start: usize,
+    /// Its tokens.
+    pub len: usize,
+    /// Tiles that are encoded for it.
+    pub tiles: usize,
+    /// What it is.
+    pub key: PictureKey,
+}
+
+impl Place {
+    /// The positions.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// What a request is to the scheduler.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub(super) id: SequenceId,
+    /// Prompt and answer; at the places of pictures, -1.
+    pub(super) ids: Vec<i32>,
+    /// Tokens of the prompt.
+    pub(super) prompt: usize,
+    /// In the order of their positions.
+    pub(super) places: Vec<Place>,
+    /// Tokens that it may come to hold, prompt and answer together.
+    pub(super) limit: usize,
+    /// What comes before the first block.
+    root: BlockKey,
+    /// Of the full blocks.
+    pub(super) keys: Vec<BlockKey>,
+    pub(super) blocks: Vec<i32>,
+    /// Tokens whose keys and values are in the blocks.
+    pub(super) cached: usize,
+    /// Blocks that are registered, or were found.
+    pub(super) registered: usize,
+    /// `places[passed .. reading]` are the pictures that it reads now.
+    pub(super) passed: usize,
+    pub(super) reading: usize,
+    /// Row of the sampler's counts.
+    pub(super) state: usize,
+    pub(super) preemptions: u32,
+}
+
+impl Sequence {
+    /// A sequence that begins with the tokens of `prompt` and ends at `limit` tokens at the latest. `salt` keeps it apart
+    /// from sequences with another one: they share no blocks.
+    pub fn new(id: SequenceId, prompt: Vec<i32>, mut places: Vec<Place>, limit: usize, salt: &str) -> Sequence {
+        places.sort_by_key(|p| p.start);
+        let root = BlockKey(*blake3::hash(salt.as_bytes()).as_bytes());
+        let mut sequence = Sequence {
+            id,
+            prompt: prompt.len(),
+            ids: prompt,
+            places,
+            limit,
+            root,
+            keys: Vec::new(),
+            blocks: Vec::new(),
+            cached: 0,
+            registered: 0,
+            passed: 0,
+            reading: 0,
+            state: 0,
+            preemptions: 0,
+        };
+        sequence.extend_keys();
+        sequence
+    }
+
+    /// Its number.
+    pub fn id(&self) -> SequenceId {
+        self.id
+    }
+
+    /// Prompt and answer.
+    pub fn ids(&self) -> &[i32] {
+        &self.ids
+    }
+
+    /// Blocks that it refers to.
+    pub fn blocks(&self) -> &[i32] {
+        &self.blocks
+    }
+
+    /// Tokens whose keys and values are in the cache.
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Pictures whose rows it is about to read.
+    pub fn reading(&self) -> &[Place] {
+        &self.places[self.passed..self.reading]
+    }
+
+    /// Tokens that the model has yet to see before there is a next one.
+    pub(super) fn left(&self) -> usize {
+        self.ids.len() - self.cached
+    }
+
+    /// Blocks that its tokens take.
+    pub(super) fn needed_blocks(&self) -> usize {
+        self.ids.len().div_ceil(KV_BLOCK)
+    }
+
+    /// Keys of the blocks that have become full.
+    pub(super) fn extend_keys(&mut self) {
+        while (self.keys.len() + 1) * KV_BLOCK <= self.ids.len() {
+            let parent = self.keys.last().unwrap_or(&self.root);
+            let span = self.keys.len() * KV_BLOCK..(self.keys.len() + 1) * KV_BLOCK;
+            let mut hash = blake3::Hasher::new();
+            hash.update(&parent.0);
+            hash.update(bytemuck::cast_slice(&self.ids[span.clone()]));
+            let first = self.places.partition_point(|p| p.range().end <= span.start);
+            for place in self.places[first..].iter().take_while(|p| p.start < span.end) {
+                hash.update(&place.key.0);
+                // How far into the block, or how long before it, the picture begins.
+                hash.update(&(place.start as i64 - span.start as i64).to_le_bytes());
+            }
+            self.keys.push(BlockKey(*hash.finalize().as_bytes()));
+        }
+    }
+
+    /// It has no place in the cache any more; what it said so far becomes its prompt.
+    pub(super) fn forget_cache(&mut self) -> Vec<i32> {
+        (self.cached, self.registered, self.passed, self.reading) = (0, 0, 0, 0);
+        std::mem::take(&mut self.blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(ids: &[i32], places: Vec<Place>, salt: &str) -> Vec<BlockKey> {
+        Sequence::new(0, ids.to_vec(), places, 100, salt).keys
+    }
+
+    fn place(start: usize, len: usize, key: u8) -> Place {
+        Place { start, len, tiles: 1, key: PictureKey([key; 32]) }
+    }
+
+    #[test]
+    fn only_full_blocks_have_keys_and_each_depends_on_all_before_it() {
+        let ids: Vec<i32> = (0..40).collect();
+        let plain = keys(&ids, vec![], "");
+        assert_eq!(plain.len(), 2);
+        assert_eq!(plain, keys(&ids[..33], vec![], ""));
+        let mut other = ids.clone();
+        other[3] = 99;
+        let other = keys(&other, vec![], "");
+        assert!(plain[0] != other[0] && plain[1] != other[1]);
+        assert!(keys(&ids, vec![], "salt").iter().zip(&plain).all(|(a, b)| a != b));
+    }
+
+    #[test]
+    fn blocks_that_hold_parts_of_pictures_depend_on_which_and_where() {
+        let ids = vec![7; 64];
+        let base = keys(&ids, vec![place(20, 20, 1)], "");
+        let plain = keys(&ids, vec![], "");
+        assert_eq!(base[0], plain[0], "before the picture");
+        assert!(base[1..].iter().zip(&plain[1..]).all(|(a, b)| a != b));
+        assert_ne!(base[1], keys(&ids, vec![place(20, 20, 2)], "")[1], "another picture");
+        assert_ne!(base[1], keys(&ids, vec![place(21, 20, 1)], "")[1], "another part of it");
+    }
+
+    #[test]
+    fn keys_grow_with_the_answer() {
+        let mut grown = Sequence::new(0, (0..15).collect(), vec![], 100, "");
+        assert!(grown.keys.is_empty());
+        grown.ids.extend(15..32);
+        grown.extend_keys();
+        assert_eq!(grown.keys, keys(&(0..32).collect::<Vec<_>>(), vec![], ""));
+    }
+}

@@ -1,0 +1,158 @@
+//! From a directory to an engine that runs. All that touches the device happens on the engine's own thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::memory::{self, Placed};
+use super::runner::{LogitRows, Runner, SequenceStep};
+use super::stats::{Stats, milliseconds};
+use super::stream::{self, Lost};
+use super::worker::{Arrival, Worker};
+use super::{Checkpoint, Device, Memory, Options, PictureKey, Scheduler, Shared};
+use crate::backend::Any;
+use crate::models::{RowMove, Tiles};
+use crate::ops::{KV_BLOCK, SamplingRow};
+use crate::{Error, Result};
+
+/// What bringing the weights to the device took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Upload {
+    /// Bytes of weights on the device.
+    pub bytes: u64,
+    /// Wall-clock time in milliseconds.
+    pub ms: f64,
+}
+
+impl Upload {
+    /// 10^9 bytes a second.
+    pub fn gb_per_s(&self) -> f64 {
+        if self.ms > 0.0 { self.bytes as f64 / self.ms / 1e6 } else { 0.0 }
+    }
+}
+
+/// What the new thread has to say until it is ready.
+enum News {
+    /// Bytes in place, and their total.
+    Progress(u64, u64),
+    Ready(Result<Arc<Shared>>),
+}
+
+type Started = (Arc<Shared>, Sender<Arrival>, JoinHandle<()>);
+
+/// Start the thread, and wait until it has loaded the model.
+pub(super) fn start(dir: &Path, options: &Options, mut progress: impl FnMut(u64, u64)) -> Result<Started> {
+    let (arrivals, received) = channel();
+    let (tell, news) = channel();
+    let (dir, options) = (dir.to_path_buf(), options.clone());
+    let handle = thread::Builder::new()
+        .name("ocelli-engine".into())
+        .spawn(move || serve(dir, &options, received, tell))
+        .context("starting the engine's thread")
+        .map_err(Error::Device)?;
+    for message in news {
+        match message {
+            News::Progress(done, total) => progress(done, total),
+            News::Ready(shared) => return Ok((shared?, arrivals, handle)),
+        }
+    }
+    Err(stream::gone())
+}
+
+/// The thread: load, say so, work.
+fn serve(dir: PathBuf, options: &Options, arrivals: Receiver<Arrival>, tell: Sender<News>) {
+    let progress = |done, total| {
+        // Nobody is left to be told only if the caller panicked.
+        let _ = tell.send(News::Progress(done, total));
+    };
+    match load(&dir, options, progress) {
+        Ok((shared, runner, scheduler)) => {
+            let told = tell.send(News::Ready(Ok(shared.clone())));
+            drop(tell);
+            if told.is_ok() {
+                Worker::new(shared, runner, scheduler, arrivals).run();
+            }
+        }
+        Err(error) => {
+            let _ = tell.send(News::Ready(Err(error)));
+        }
+    }
+}
+
+/// Open, check, plan the memory, load the weights, and on a GPU run everything once.
+fn load(
+    dir: &Path,
+    options: &Options,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(Arc<Shared>, Runner<Any>, Scheduler)> {
+    let start = Instant::now();
+    let checkpoint = Checkpoint::open(dir, options)?;
+    let device = options.device.choose(checkpoint.dtype).map_err(Error::Device)?;
+    let limits = memory::limits(&checkpoint, options, device);
+    let Placed { model, backend, memory } = memory::place(&checkpoint, options, device, limits)?;
+    let scheduler = Scheduler::new(memory.scheduler(options, model.tile_rows())).map_err(Error::Request)?;
+    let warnings = [checkpoint.warnings(), model.warnings()].concat();
+
+    let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
+    let began = Instant::now();
+    let runner = Runner::new(backend, model, |bytes| {
+        done += bytes;
+        progress(done, total);
+    });
+    let mut runner = runner.map_err(Error::Device)?;
+    let upload = checkpoint.weights.as_ref().map(|_| Upload { bytes: total, ms: milliseconds(began) });
+    checkpoint.check_unchanged().map_err(Error::Model)?;
+    if device != Device::Cpu {
+        warm(&mut runner, &checkpoint, &memory).map_err(Error::Device)?;
+    }
+    let processing = format!("{:?}", checkpoint.config.preprocessor);
+    let shared = Shared {
+        model: runner.shared_model(),
+        processing: PictureKey(*blake3::hash(processing.as_bytes()).as_bytes()),
+        runs_kernels: runner.backend().runs_kernels(),
+        backend: runner.backend().name(),
+        hardware: runner.backend().hardware().to_owned(),
+        checkpoint,
+        warnings,
+        upload,
+        memory,
+        load_ms: milliseconds(start),
+        stats: Mutex::new(Stats::default()),
+        lost: Lost::default(),
+    };
+    Ok((Arc::new(shared), runner, scheduler))
+}
+
+/// Run everything once, a picture, a prompt and answers, so that the first request finds kernels loaded and decode
+/// steps recorded.
+fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> anyhow::Result<()> {
+    const TEXT: usize = 32;
+    let model = runner.shared_model();
+    let mut pictures: Vec<Tiles> = Vec::new();
+    if checkpoint.max_images > 0 {
+        pictures.push(model.prepare_for_device(model.dummy_image()?)?);
+    }
+    runner.encode(&pictures, None)?;
+    let rows: usize = pictures.iter().map(|p| p.tokens).sum();
+    if rows > 0 {
+        let to = memory.max_tiles * model.tile_rows();
+        runner.keep(&[RowMove { from: 0, to, rows: rows.min(model.tile_rows()) }])?;
+    }
+    let ids: Vec<i32> = (1..=rows as i32).map(|row| -row).chain([0; TEXT]).collect();
+    // The last token is decoded by itself.
+    let room = checkpoint.max_model_len.min(memory.kv_tokens);
+    let length = ids.len().min(room - 1).min(memory.max_num_batched_tokens);
+    let blocks: Vec<i32> = (0..(length + 1).div_ceil(KV_BLOCK) as i32).collect();
+    for (ids, cached) in [(&ids[..length], 0), (&[0], length)] {
+        if !ids.is_empty() {
+            let step = SequenceStep { ids, cached, blocks: &blocks, sampling: SamplingRow::GREEDY };
+            runner.step(&[step], LogitRows::Last, None)?;
+            runner.sampled(1, 0)?;
+        }
+    }
+    Ok(())
+}

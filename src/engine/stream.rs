@@ -1,0 +1,112 @@
+//! The answer to a request as it comes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::output::{Event, Output};
+use crate::{DeviceLost, Error, Result};
+
+/// Events of one request, of which [`Event::Done`] or [`Event::Failed`] is the last. Dropping it cancels the request.
+///
+/// As an iterator it blocks the thread; [`Stream::next`] waits in any async runtime.
+pub struct Stream {
+    events: UnboundedReceiver<Event>,
+    cancelled: Arc<AtomicBool>,
+    lost: Lost,
+    ended: bool,
+}
+
+/// What ended the engine's device, once something has.
+#[derive(Clone, Default)]
+pub(super) struct Lost(Arc<Mutex<Option<DeviceLost>>>);
+
+impl Lost {
+    pub fn set(&self, lost: &DeviceLost) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(lost.clone());
+    }
+
+    /// The error of whoever still asks, if the device is lost.
+    pub fn error(&self) -> Option<Error> {
+        let lost = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        lost.map(|lost| Error::Device(anyhow::Error::new(lost)))
+    }
+
+    /// The error of whoever finds the engine's thread gone.
+    pub fn or_gone(&self) -> Error {
+        self.error().unwrap_or_else(gone)
+    }
+}
+
+impl Stream {
+    /// A stream, and both ends that the engine holds.
+    pub(super) fn new(lost: Lost) -> (Stream, UnboundedSender<Event>, Arc<AtomicBool>) {
+        let (sender, events) = unbounded_channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        (Stream { events, cancelled: cancelled.clone(), lost, ended: false }, sender, cancelled)
+    }
+
+    /// A stream of nothing but an error.
+    pub(super) fn refused(error: Error) -> Stream {
+        let (stream, sender, _) = Stream::new(Lost::default());
+        // Its receiver is in the same function.
+        let _ = sender.send(Event::Failed(error));
+        stream
+    }
+
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().await;
+        self.last(event)
+    }
+
+    /// Ask for no more tokens. What was computed until the engine notices, which is before its next step, still comes, and
+    /// then [`Event::Done`].
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Wait for the whole answer, blocking the thread.
+    ///
+    /// # Errors
+    /// That of [`Event::Failed`].
+    pub fn output(&mut self) -> Result<Output> {
+        for event in &mut *self {
+            match event {
+                Event::Piece(_) => {}
+                Event::Done(output) => return Ok(*output),
+                Event::Failed(error) => return Err(error),
+            }
+        }
+        Err(self.lost.or_gone())
+    }
+
+    /// A channel that closes without a last event belonged to an engine that ended in the middle of its work.
+    fn last(&mut self, event: Option<Event>) -> Option<Event> {
+        let event = event.unwrap_or_else(|| Event::Failed(self.lost.or_gone()));
+        self.ended = !matches!(event, Event::Piece(_));
+        Some(event)
+    }
+}
+
+/// The engine's thread is not there any more.
+pub(super) fn gone() -> Error {
+    Error::Device(anyhow::Error::msg("the engine has ended; what it could not finish must be asked of another one"))
+}
+
+/// Blocks the thread until there is an event; not for use inside an async runtime.
+impl Iterator for Stream {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.blocking_recv();
+        self.last(event)
+    }
+}
