@@ -207,6 +207,25 @@ fn requests_with_different_salts_share_nothing() {
     assert_eq!(ask(Some("yours")), 0);
 }
 
+/// Many more than may be under way at once: the pictures of the later ones are not decoded before the first are done.
+#[test]
+fn a_long_list_is_answered_in_its_order() {
+    let (requests, expected) = (requests(), expected());
+    let engine = engine(Options { max_num_seqs: Some(3), ..Options::default() });
+    let list: Vec<_> = requests.iter().cycle().take(60).cloned().collect();
+    let (mut told, mut most) = (Vec::new(), 0);
+    let outputs = engine.generate_with(&list, |i, _| {
+        told.push(i);
+        let stats = engine.stats();
+        most = most.max(stats.running + stats.waiting);
+    });
+    assert!(told.into_iter().eq(0..60));
+    for (i, output) in outputs.iter().enumerate() {
+        assert_eq!(Answer::of(output.as_ref().unwrap()), expected[i % 16], "request {i}");
+    }
+    assert!(most <= 6, "{most} were under way");
+}
+
 /// A victim that goes away after 0, 1, 2, ... of its tokens, by dropping its stream, beside three that stay.
 #[test]
 fn whoever_is_cancelled_whenever_the_neighbours_stay_the_same_and_the_pool_comes_back() {

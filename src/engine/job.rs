@@ -11,6 +11,7 @@ use super::output::{Event, FinishReason, Output, Piece};
 use super::request::Ready;
 use super::runner::Sampled;
 use super::stats::milliseconds;
+use super::window::Ticket;
 use crate::Error;
 use crate::mem::DType;
 use crate::models::Tiles;
@@ -32,14 +33,33 @@ pub(super) struct Job {
     first: Option<Instant>,
     events: UnboundedSender<Event>,
     cancelled: Arc<AtomicBool>,
+    /// Its place among those that are under way.
+    _ticket: Option<Ticket>,
 }
 
 impl Job {
     /// The sequence of a checked request, and the rest of it.
-    pub fn new(ready: Ready, events: UnboundedSender<Event>, cancelled: Arc<AtomicBool>) -> (super::Sequence, Job) {
+    pub fn new(
+        ready: Ready,
+        events: UnboundedSender<Event>,
+        cancelled: Arc<AtomicBool>,
+        ticket: Option<Ticket>,
+    ) -> (super::Sequence, Job) {
         let Ready { sequence, pictures, sampling, seed, stream, max_tokens, dtype, output, start } = ready;
-        let job =
-            Job { pictures, output, sampling, seed, stream, max_tokens, dtype, start, first: None, events, cancelled };
+        let job = Job {
+            pictures,
+            output,
+            sampling,
+            seed,
+            stream,
+            max_tokens,
+            dtype,
+            start,
+            first: None,
+            events,
+            cancelled,
+            _ticket: ticket,
+        };
         (sequence, job)
     }
 

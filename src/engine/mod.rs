@@ -49,6 +49,7 @@ mod sequence;
 mod start;
 mod stats;
 mod stream;
+mod window;
 mod worker;
 
 pub use blocks::{BlockCounts, BlockKey, BlockPool};
@@ -67,6 +68,7 @@ pub use start::Upload;
 pub use stats::Stats;
 pub use stream::Stream;
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -81,6 +83,7 @@ use crate::models::Vlm;
 use job::Job;
 use request::Ready;
 use stream::Lost;
+use window::{Ticket, Window};
 use worker::Arrival;
 
 /// A loaded model that answers many requests at once. Cloning gives another handle to the same.
@@ -156,15 +159,15 @@ impl Engine {
     /// what is wrong with it comes as the stream's only event.
     pub fn submit(&self, request: Request) -> Stream {
         match self.shared().prepare(&request) {
-            Ok(ready) => self.send(ready),
+            Ok(ready) => self.send(ready, None),
             Err(error) => Stream::refused(error),
         }
     }
 
-    fn send(&self, ready: Ready) -> Stream {
+    fn send(&self, ready: Ready, ticket: Option<Ticket>) -> Stream {
         let (stream, events, cancelled) = Stream::new(self.shared().lost.clone());
         let arrivals = self.thread.arrivals.as_ref();
-        match arrivals.map(|a| a.send(Box::new(Job::new(ready, events, cancelled)))) {
+        match arrivals.map(|a| a.send(Box::new(Job::new(ready, events, cancelled, ticket)))) {
             Some(Ok(())) => stream,
             _ => Stream::refused(self.shared().lost.or_gone()),
         }
@@ -177,7 +180,7 @@ impl Engine {
     /// [`Error::Request`](crate::Error::Request) if the request cannot be answered, [`Error::Capacity`](crate::Error::Capacity) if there is no room for it,
     /// [`Error::Model`](crate::Error::Model) if the model yields no number, [`Error::Device`](crate::Error::Device) if the backend fails.
     pub fn answer(&self, request: &Request, mut on_text: impl FnMut(&str) -> ControlFlow<()>) -> Result<Output> {
-        let mut stream = self.send(self.shared().prepare(request)?);
+        let mut stream = self.send(self.shared().prepare(request)?, None);
         let (mut tokens, mut bytes) = (0, 0);
         let mut wanted = true;
         while let Some(event) = Iterator::next(&mut stream) {
@@ -215,19 +218,25 @@ impl Engine {
         requests: &[Request],
         mut progress: impl FnMut(usize, &Result<Output>),
     ) -> Vec<Result<Output>> {
-        // The first are being answered while later pictures are decoded.
+        // The first are being answered while later pictures are decoded; not all of them, as they take memory.
         let together = 2 * rayon::current_num_threads();
-        let mut streams = Vec::with_capacity(requests.len());
+        let window = Window::new(2 * self.memory().max_num_seqs);
+        let (mut streams, mut outputs) = (VecDeque::new(), Vec::with_capacity(requests.len()));
+        let mut keep = |output| {
+            progress(outputs.len(), &output);
+            outputs.push(output);
+        };
         for some in requests.chunks(together) {
             let ready: Vec<_> = some.par_iter().map(|r| self.shared().prepare(r)).collect();
-            streams.extend(ready.into_iter().map(|r| r.map_or_else(Stream::refused, |r| self.send(r))));
+            let send = |r: Result<Ready>| r.map_or_else(Stream::refused, |r| self.send(r, Some(window.enter())));
+            streams.extend(ready.into_iter().map(send));
+            while let Some(output) = streams.front_mut().and_then(Stream::try_output) {
+                streams.pop_front();
+                keep(output);
+            }
         }
-        let finish = |(i, mut stream): (usize, Stream)| {
-            let output = stream.output();
-            progress(i, &output);
-            output
-        };
-        streams.into_iter().enumerate().map(finish).collect()
+        streams.into_iter().for_each(|mut stream| keep(stream.output()));
+        outputs
     }
 
     /// How things stood after the last step.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::output::{Event, Output};
@@ -83,6 +84,19 @@ impl Stream {
             }
         }
         Err(self.lost.or_gone())
+    }
+
+    /// The whole answer, if it is there already.
+    pub(super) fn try_output(&mut self) -> Option<Result<Output>> {
+        loop {
+            return match self.events.try_recv() {
+                Ok(Event::Piece(_)) => continue,
+                Ok(Event::Done(output)) => Some(Ok(*output)),
+                Ok(Event::Failed(error)) => Some(Err(error)),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => Some(Err(self.lost.or_gone())),
+            };
+        }
     }
 
     /// A channel that closes without a last event belonged to an engine that ended in the middle of its work.
