@@ -100,6 +100,7 @@ impl Sampling {
             presence_penalty: self.presence_penalty as f32,
             frequency_penalty: self.frequency_penalty as f32,
             top_logprobs: self.top_logprobs as u32,
+            ..SamplingRow::GREEDY
         }
     }
 }
