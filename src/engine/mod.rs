@@ -31,8 +31,8 @@ pub use blocks::BlockPool;
 pub use checkpoint::Checkpoint;
 pub use generate::{FinishReason, Output, Prompt, Request, Timings};
 pub use options::{Device, LoadFormat, Options, available_memory};
-pub use runner::{LogitRows, Runner, Sampled, SequenceStep};
-pub use sampling::Sampling;
+pub use runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
+pub use sampling::{Sampler, Sampling};
 
 use std::path::Path;
 use std::time::Instant;
