@@ -128,7 +128,7 @@ impl Engine {
             max_model_len: checkpoint.max_model_len,
             max_num_seqs: 1,
             max_num_batched_tokens: checkpoint.max_model_len,
-            max_logit_rows: 1,
+            max_logit_rows: generate::LOGIT_ROWS.min(checkpoint.max_model_len),
             max_tiles: checkpoint.max_images,
             kv_blocks: checkpoint.max_model_len.div_ceil(crate::ops::KV_BLOCK),
         };
