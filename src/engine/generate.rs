@@ -6,13 +6,17 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 
-use super::runner::{LogitRows, Sampled, SequenceStep};
-use super::{Engine, Sampling};
+use super::runner::{LogitRows, Sampled, SequenceLists, SequenceStep};
+use super::{Engine, Sampler, Sampling};
 use crate::image::{self, Alpha, Limits};
 use crate::mem::DType;
 use crate::models::Tiles;
+use crate::ops::SamplingRow;
 use crate::text::{self, Message, Special, TextStream, pieces};
 use crate::{Error, Result};
+
+/// Rows of logits of a step. A prompt whose log-probabilities are asked for is read in steps of so many tokens.
+pub(super) const LOGIT_ROWS: usize = 64;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -38,7 +42,7 @@ pub enum Prompt {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end-of-sequence token or a stop string.
+    /// An end-of-sequence token, a stop token or a stop string.
     Stop,
     /// As many tokens as were asked for, or as fit.
     Length,
@@ -63,6 +67,9 @@ pub struct Output {
     pub logprobs: Vec<f32>,
     /// For each token, the most likely ones at its place with theirs, as many as were asked for.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// For each token of the prompt, it and its log-probability, with the most likely tokens at its place; none for the
+    /// first and for those of pictures. Empty where it was not asked for.
+    pub prompt_logprobs: Vec<Option<Sampled>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// FNV-1a of the last logits: shows a change in the numbers where the text is the same.
@@ -94,6 +101,7 @@ struct Ready {
     tiles: Vec<Tiles>,
     expanded: text::Prompt,
     stream: TextStream,
+    sampler: Sampler,
     max_tokens: usize,
 }
 
@@ -151,7 +159,10 @@ impl Engine {
         }
         let max_tokens = request.sampling.max_tokens.unwrap_or(usize::MAX).min(room - tokens);
         let stream = TextStream::new(c.tokenizer.clone(), &request.sampling.stop, false)?;
-        Ok(Ready { prompt, tiles, expanded, stream, max_tokens })
+        let drawn = RandomState::new().build_hasher().finish();
+        let encode = |word: &str| c.tokenizer.encode(word, Special::Parse, false);
+        let sampler = Sampler::new(&request.sampling, drawn, &c.config.generation.eos, model.io().vocab, encode)?;
+        Ok(Ready { prompt, tiles, expanded, stream, sampler, max_tokens })
     }
 
     fn answer(
@@ -162,10 +173,9 @@ impl Engine {
         start: Instant,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Output> {
-        let Ready { prompt, tiles, expanded, mut stream, max_tokens } = ready;
+        let Ready { prompt, tiles, expanded, mut stream, sampler, max_tokens } = ready;
         let timings = Timings { load_ms: self.load_ms, prepare_ms: milliseconds(start), ..Timings::default() };
         self.runner.encode(&tiles, None).map_err(Error::Device)?;
-        let seed = request.sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let ids = splice(&expanded);
         if request.sampling.has_penalties() {
             self.runner.reset_counts(0, &ids).map_err(Error::Device)?;
@@ -178,19 +188,31 @@ impl Engine {
             token_ids: Vec::new(),
             logprobs: Vec::new(),
             top_logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
             finish_reason: FinishReason::Length,
             logits_hash: String::new(),
             timings,
         };
-        let mut next = ids;
-        let mut cached = 0;
+        let asked = &request.sampling;
+        let mut reports = Vec::new();
+        let mut cached = match asked.prompt_logprobs {
+            Some(_) => self.read_prompt(&ids, blocks, &sampler, &mut reports)?,
+            None => 0,
+        };
+        let mut next = ids[cached..].to_vec();
+        let mut biases = Vec::new();
         let mut decoding = Instant::now();
         while output.token_ids.len() < max_tokens {
             let step = output.token_ids.len();
-            let sampling = request.sampling.row(seed, step as u32, 0);
+            let sampling = sampler.row(&output.token_ids, 0, &mut biases);
             let sequence = SequenceStep { ids: &next, cached, blocks, sampling };
-            self.runner.step(&[sequence], LogitRows::Last, None).map_err(Error::Device)?;
-            let (token, sampled) = self.sampled(step, request.sampling.top_logprobs)?;
+            let lists = SequenceLists { biases: &biases, prompt_logprobs: asked.prompt_logprobs.filter(|_| step == 0) };
+            self.runner.step_with(&[sequence], LogitRows::Last, &[lists], None).map_err(Error::Device)?;
+            let known = lists.prompt_logprobs.map_or(0, |_| followers(&next));
+            let mut rows = self.sampled(known + 1, step, asked)?;
+            let (token, mut sampled) = rows.pop().context("no row was sampled").map_err(Error::Device)?;
+            sampled.top.truncate(asked.top_logprobs);
+            reports.extend(rows.into_iter().map(|(_, row)| row));
             cached += next.len();
             next = vec![token as i32];
             if step == 0 {
@@ -201,7 +223,7 @@ impl Engine {
             output.token_ids.push(token);
             output.logprobs.push(sampled.logprob);
             output.top_logprobs.push(sampled.top);
-            if !request.sampling.ignore_eos && self.checkpoint.config.generation.eos.contains(&token) {
+            if sampler.ends(token) {
                 output.finish_reason = FinishReason::Stop;
                 break;
             }
@@ -222,6 +244,9 @@ impl Engine {
         if stream.stopped().is_some() && output.finish_reason == FinishReason::Length {
             output.finish_reason = FinishReason::Stop;
         }
+        if let Some(n) = asked.prompt_logprobs {
+            output.prompt_logprobs = placed(&ids, reports, n);
+        }
         output.timings.decode_ms = milliseconds(decoding);
         let later = output.token_ids.len() - 1;
         output.timings.tokens_per_s = if later == 0 { 0.0 } else { later as f64 / (output.timings.decode_ms / 1e3) };
@@ -229,10 +254,40 @@ impl Engine {
         Ok(output)
     }
 
-    fn sampled(&self, step: usize, top_logprobs: usize) -> Result<(u32, Sampled)> {
-        let sampled = self.runner.sampled(1, top_logprobs).map_err(Error::Device)?.into_iter().next();
-        if let Some((token, sampled)) = sampled.and_then(|s| Some((s.token?, s))) {
-            return Ok((token, sampled));
+    /// Read a prompt whose log-probabilities are asked for but for its last step; returns the tokens read.
+    fn read_prompt(
+        &mut self,
+        ids: &[i32],
+        blocks: &[i32],
+        sampler: &Sampler,
+        reports: &mut Vec<Sampled>,
+    ) -> Result<usize> {
+        let asked = sampler.sampling();
+        let lists = [SequenceLists { prompt_logprobs: asked.prompt_logprobs, ..SequenceLists::default() }];
+        let mut cached = 0;
+        while ids.len() - cached > LOGIT_ROWS {
+            let end = cached + LOGIT_ROWS;
+            let (chunk, last) = (&ids[cached..end], sampler.prompt_row(ids[end]));
+            let sampling = last.unwrap_or(SamplingRow::GREEDY);
+            let sequence = SequenceStep { ids: chunk, cached, blocks, sampling };
+            self.runner.step_with(&[sequence], LogitRows::Last, &lists, None).map_err(Error::Device)?;
+            let mut rows = self.sampled(followers(chunk) + 1, 0, asked)?;
+            if last.is_none() {
+                rows.pop();
+            }
+            reports.extend(rows.into_iter().map(|(_, row)| row));
+            cached = end;
+        }
+        Ok(cached)
+    }
+
+    /// The tokens of the last step's rows, with as many alternatives as any of them has.
+    fn sampled(&self, rows: usize, step: usize, asked: &Sampling) -> Result<Vec<(u32, Sampled)>> {
+        let alternatives = asked.top_logprobs.max(asked.prompt_logprobs.unwrap_or(0));
+        let sampled = self.runner.sampled(rows, alternatives).map_err(Error::Device)?;
+        let rows: Option<Vec<(u32, Sampled)>> = sampled.into_iter().map(|s| Some((s.token?, s))).collect();
+        if let Some(rows) = rows {
+            return Ok(rows);
         }
         let narrow = match self.dtype() {
             DType::F32 => String::new(),
@@ -266,6 +321,21 @@ fn splice(prompt: &text::Prompt) -> Vec<i32> {
         }
     }
     ids
+}
+
+/// Ids that follow another of the same step and are of the vocabulary.
+fn followers(ids: &[i32]) -> usize {
+    ids[1..].iter().filter(|&&id| id >= 0).count()
+}
+
+/// What was reported of a prompt, at the places of its tokens, with `n` alternatives each.
+fn placed(ids: &[i32], reports: Vec<Sampled>, n: usize) -> Vec<Option<Sampled>> {
+    let mut reports = reports.into_iter();
+    let report = |(place, &id): (usize, &i32)| {
+        let report = if place > 0 && id >= 0 { reports.next()? } else { return None };
+        Some(Sampled { top: report.top.into_iter().take(n).collect(), ..report })
+    };
+    ids.iter().enumerate().map(report).collect()
 }
 
 fn milliseconds(since: Instant) -> f64 {

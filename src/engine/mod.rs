@@ -31,8 +31,8 @@ pub use blocks::BlockPool;
 pub use checkpoint::Checkpoint;
 pub use generate::{FinishReason, Output, Prompt, Request, Timings};
 pub use options::{Device, LoadFormat, Options, available_memory};
-pub use runner::{LogitRows, Runner, Sampled, SequenceStep};
-pub use sampling::Sampling;
+pub use runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
+pub use sampling::{Sampler, Sampling};
 
 use std::path::Path;
 use std::time::Instant;
@@ -128,7 +128,7 @@ impl Engine {
             max_model_len: checkpoint.max_model_len,
             max_num_seqs: 1,
             max_num_batched_tokens: checkpoint.max_model_len,
-            max_logit_rows: 1,
+            max_logit_rows: generate::LOGIT_ROWS.min(checkpoint.max_model_len),
             max_tiles: checkpoint.max_images,
             kv_blocks: checkpoint.max_model_len.div_ceil(crate::ops::KV_BLOCK),
         };
