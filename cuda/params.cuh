@@ -162,8 +162,22 @@ struct SamplingRow {
     float presence_penalty;
     float frequency_penalty;
     uint32_t top_logprobs;
+    uint32_t first_bias;
+    uint32_t biases;
+    uint32_t flags;  // SamplingFlags
+    uint32_t given;
 };
-static_assert(sizeof(SamplingRow) == 48, "SamplingRow: change src/ops/sample.rs with it");
+static_assert(sizeof(SamplingRow) == 64, "SamplingRow: change src/ops/sample.rs with it");
+
+// The numbers are those of src/ops/sample.rs.
+enum SamplingFlags : uint32_t { kOnlyListed = 1, kReportGiven = 2 };
+
+// An entry of a row's list: twin of `TokenBias` in src/ops/sample.rs.
+struct TokenBias {
+    uint32_t token;
+    float bias;
+};
+static_assert(sizeof(TokenBias) == 8, "TokenBias: change src/ops/sample.rs with it");
 
 struct SampleParams {
     int32_t* token;            // (rows)
@@ -171,11 +185,12 @@ struct SampleParams {
     int32_t* top;              // (rows, 20)
     const float* logits;       // (rows, vocab)
     const SamplingRow* params;  // (rows)
+    const TokenBias* biases;   // the lists of all rows
     int32_t* counts;           // (sequences, vocab)
     uint32_t rows;
     uint32_t vocab;
 };
-static_assert(sizeof(SampleParams) == 56, "SampleParams: change src/ops/sample.rs with it");
+static_assert(sizeof(SampleParams) == 64, "SampleParams: change src/ops/sample.rs with it");
 
 struct PatchEmbedParams {
     void* y;                  // (tiles, 1 + grid^2, hidden), dtype of the symbol

@@ -1,12 +1,15 @@
-// What:   logits -> token. Penalties, then the most likely token at temperature 0 (lowest id among equals), else
-//         temperature, top-k, top-p, min-p and a draw by the Gumbel-max trick. Reports log-probabilities of the raw
-//         logits for the token and up to 20 alternatives, and counts the token.
-// Layout: logits (rows, vocab) f32; params (rows); counts (sequences, vocab); token (rows); logprobs (rows, 1 + 20);
-//         top (rows, 20).
+// What:   logits -> token. The row's list (biases, forbidden tokens, only these tokens), penalties, then the most likely
+//         token at temperature 0 (lowest id among equals), else temperature, top-k, top-p, min-p and a draw by the
+//         Gumbel-max trick. Reports log-probabilities of the raw logits for the token, or for a given one, and up to 20
+//         alternatives, and counts the token.
+// Layout: logits (rows, vocab) f32; params (rows); biases (any), a row's entries in ascending order of tokens, each once;
+//         counts (sequences, vocab); token (rows); logprobs (rows, 1 + 20); top (rows, 20).
 // Grid:   x = row; one block of 1024 threads a row. With 4 * vocab bytes of dynamic shared memory, vocab rounded up to a
 //         multiple of 4, it keeps the scores there; without any it computes them again in every pass.
 // Limits: 1 <= vocab < 2^24 (counts are added up in f32). Two rows of a launch never share a row of counts.
-// Exact:  penalties, temperature, top-k (ties kept) and the random words are the bits of the reference. A sum may cut
+// Lists:  every group of four tokens finds its place in the row's list by bisection, in the pass that fills the cache, or
+//         in every pass without one. Rows without a list run code that knows of none.
+// Exact:  biases, penalties, temperature, top-k (ties kept) and the random words are the bits of the reference. A sum may cut
 //         top-p elsewhere only if the cumulative probability at the cut is within its rounding of 1 - p: at most 60
 //         roundings here, one for every dropped token in the reference. expf and logf are within 2 units in the last
 //         place, so min-p may differ for a probability that close to its limit, and a draw where the two largest
@@ -14,7 +17,7 @@
 // Bound:  instructions of one multiprocessor a row. With 32064 tokens a row takes 11 us greedy, 39 us with 20
 //         alternatives, and from a normal distribution, which cannot be pruned as a model's can, 34 us at temperature
 //         1, 46 us with top-k 50, 83 us with top-p 0.9, 125 us with everything; 256 rows take 23, 90, 81, 106, 229 and
-//         315 us (H200, driver 580.159, 2026-11-22).
+//         315 us (H200, driver 580.159, 2026-11-22; what a list adds is not measured).
 // Tried:  one token a load, and every pass of a search over all tokens, not only until 1024 are left: 21 us greedy,
 //         top-p 141 us.
 
@@ -121,19 +124,62 @@ struct Logits {
     }
 };
 
+// Tokens whose scores a row's list changes.
+struct Biases {
+    const TokenBias* list;
+    uint32_t count;
+    bool only;  // what is not listed is forbidden
+
+    // Where the tokens from i on start.
+    __device__ __forceinline__ uint32_t place(uint32_t i) const {
+        uint32_t low = 0, high = count;
+        while (low < high) {
+            const uint32_t middle = (low + high) / 2;
+            if (list[middle].token < i) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return low;
+    }
+    // The scores of tokens i to i + 3. No entry lies behind the end of the row.
+    __device__ __forceinline__ Four<float> four(const Four<float>& raw, uint32_t i) const {
+        Four<float> s;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) s.v[j] = only ? kNegInf : raw.v[j];
+        for (uint32_t at = place(i); at < count; ++at) {
+            const TokenBias entry = list[at];
+            if (entry.token > i + 3) break;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (entry.token == i + j) s.v[j] = __fadd_rn(raw.v[j], entry.bias);
+            }
+        }
+        return s;
+    }
+};
+
 // Scores of one row as keys: out of shared memory, or from the logits each time.
-template <bool kCached>
+template <bool kCached, bool kListed>
 struct Scores {
     Logits logits;
+    Biases biases;
     const int32_t* counts;  // (vocab), or null: no penalties
     uint4* cache;           // (vocab / 4, rounded up)
     SamplingRow row;
 
+    // After the row's list.
+    __device__ __forceinline__ Four<float> biased(const Four<float>& raw, uint32_t i) const {
+        if constexpr (kListed) return biases.four(raw, i);
+        return raw;
+    }
+
     // After the penalties. Every step is rounded by itself, as in the reference, and not fused into a multiply-add.
-    __device__ __forceinline__ float penalised(float raw, uint32_t i) const {
-        if (counts == nullptr || i >= logits.vocab) return raw;
+    __device__ __forceinline__ float penalised(float biased, uint32_t i) const {
+        if (counts == nullptr || i >= logits.vocab) return biased;
         const int32_t count = counts[i], generated = count & (kInPrompt - 1);
-        float s = raw;
+        float s = biased;
         if (count != 0) s = s < 0.0f ? __fmul_rn(s, row.repetition_penalty) : __fdiv_rn(s, row.repetition_penalty);
         if (generated > 0) {
             const float frequency = __fmul_rn(row.frequency_penalty, float(generated));
@@ -149,10 +195,10 @@ struct Scores {
             const uint4 k = cache[i / 4];
             return {k.x, k.y, k.z, k.w};
         }
-        const Four<float> raw = logits.four(i);
+        const Four<float> scores = biased(logits.four(i), i);
         Four<uint32_t> keys;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) keys.v[j] = tempered(penalised(raw.v[j], i + j));
+        for (int j = 0; j < 4; ++j) keys.v[j] = tempered(penalised(scores.v[j], i + j));
         return keys;
     }
     // f(key, token) for every token of this thread, and up to three behind the end with the key of minus infinity.
@@ -203,8 +249,8 @@ __device__ __forceinline__ uint32_t* held_keys() {
 
 // The smallest key of the range with `weight of the tokens up to it > target`, and its end if there is none; below it is
 // then exact. Passes over all tokens narrow the range until a block can hold its keys, one a thread.
-template <bool kCached, typename Weight>
-__device__ __forceinline__ Range search(const Scores<kCached>& scores, Range range, float target, const Weight& weight) {
+template <typename Scores, typename Weight>
+__device__ __forceinline__ Range search(const Scores& scores, Range range, float target, const Weight& weight) {
     uint32_t* const keys_smem = held_keys();
     float held = float(kThreads) + 1.0f;
     while (range.low < range.high && held > float(kThreads)) {
@@ -251,8 +297,8 @@ struct Kept {
 };
 
 // The id of token number `n`, from 1 on, among those with this key.
-template <bool kCached>
-__device__ __forceinline__ uint32_t id_of_tie(const Scores<kCached>& scores, uint32_t tie, float n) {
+template <typename Scores>
+__device__ __forceinline__ uint32_t id_of_tie(const Scores& scores, uint32_t tie, float n) {
     uint32_t low = 0, high = scores.logits.vocab - 1;
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
@@ -267,8 +313,8 @@ __device__ __forceinline__ uint32_t id_of_tie(const Scores<kCached>& scores, uin
     return low;
 }
 
-template <bool kCached>
-__device__ __forceinline__ Kept keep(const Scores<kCached>& scores, float max) {
+template <typename Scores>
+__device__ __forceinline__ Kept keep(const Scores& scores, float max) {
     const uint32_t vocab = scores.logits.vocab, top_k = scores.row.top_k, max_key = key_of(max);
     Kept kept{0, vocab};
 
@@ -309,8 +355,8 @@ __device__ __forceinline__ Kept keep(const Scores<kCached>& scores, float max) {
 }
 
 // The token with the largest score plus noise. `best` has the largest score, and is taken if scores overflowed.
-template <bool kCached>
-__device__ __forceinline__ uint32_t draw(const Scores<kCached>& scores, uint32_t best) {
+template <typename Scores>
+__device__ __forceinline__ uint32_t draw(const Scores& scores, uint32_t best) {
     const float max = from_key(scores.four(best / 4 * 4).v[best % 4]), min_p = scores.row.min_p;
     const Kept kept = keep(scores, max);
     // Below, not even the largest noise lifts a score to the largest one with the smallest noise.
@@ -366,15 +412,17 @@ __device__ __forceinline__ float log_sum_exp(const Logits& logits, float max) {
     return max + logf(block_total(sum));
 }
 
-template <bool kCached>
+template <bool kCached, bool kListed>
 __device__ __forceinline__ void sample(const SampleParams& p, uint4* cache_smem) {
     const uint32_t r = blockIdx.x, vocab = p.vocab;
     const Logits logits(p.logits + size_t(r) * vocab, vocab);
-    Scores<kCached> scores{logits, nullptr, cache_smem, p.params[r]};
+    Scores<kCached, kListed> scores{logits, {}, nullptr, cache_smem, p.params[r]};
     const SamplingRow& row = scores.row;
-    int32_t* counts = row.state < 0 ? nullptr : p.counts + size_t(row.state) * vocab;
+    if constexpr (kListed) scores.biases = {p.biases + row.first_bias, row.biases, (row.flags & kOnlyListed) != 0};
+    const bool given = row.flags & kReportGiven;
+    int32_t* counts = given || row.state < 0 ? nullptr : p.counts + size_t(row.state) * vocab;
     scores.counts = counts;
-    const bool greedy = row.temperature < kGreedyBelow;
+    const bool greedy = given || row.temperature < kGreedyBelow;
 
     // One pass over the logits: the largest raw and penalised ones, a NaN, and the scores for the passes to come.
     uint64_t best = 0;
@@ -382,12 +430,13 @@ __device__ __forceinline__ void sample(const SampleParams& p, uint4* cache_smem)
     bool is_nan = false;
 #pragma unroll 4
     for (uint32_t i = 4 * threadIdx.x; i < vocab; i += 4 * kThreads) {
-        const Four<float> raw = logits.four(i);
+        const Four<float> raw = logits.four(i), biased = scores.biased(raw, i);
         Four<uint32_t> keys;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const float s = scores.penalised(raw.v[j], i + j);
+            const float s = scores.penalised(biased.v[j], i + j);
             is_nan |= isnan(s);
+            if constexpr (kListed) is_nan |= isnan(raw.v[j]);
             max_raw = fmaxf(max_raw, raw.v[j]);
             best = larger(best, candidate(number_key(s), i + j));
             keys.v[j] = kCached && !greedy ? scores.tempered(s) : 0;
@@ -396,13 +445,14 @@ __device__ __forceinline__ void sample(const SampleParams& p, uint4* cache_smem)
     }
     best = block_max(best);
     max_raw = value_of(block_max(candidate(key_of(max_raw), 0)));
-    const bool bad = __syncthreads_or(is_nan) || !isfinite(value_of(best));
+    // A list may hide an infinite logit; the log-probabilities would still be of it.
+    const bool bad = __syncthreads_or(is_nan) || !isfinite(value_of(best)) || !isfinite(max_raw);
     if (bad) {
         if (threadIdx.x == 0) p.token[r] = -1;
         return;
     }
 
-    const uint32_t token = greedy ? id_of(best) : draw(scores, id_of(best));
+    const uint32_t token = given ? row.given : greedy ? id_of(best) : draw(scores, id_of(best));
     const float normaliser = log_sum_exp(logits, max_raw);
     float* logprobs = p.logprobs + size_t(r) * (1 + kMaxTop);
     const uint32_t alternatives = min(min(row.top_logprobs, kMaxTop), vocab);
@@ -418,10 +468,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) sample_f32(const __grid_c
     extern __shared__ uint4 cache_smem[];
     pdl_launch_dependents();
     pdl_wait();
-    if (dynamic_smem_bytes() >= (p.vocab + 3) / 4 * sizeof(uint4)) {
-        sample<true>(p, cache_smem);
+    const SamplingRow& row = p.params[blockIdx.x];
+    const bool listed = (row.biases > 0 || (row.flags & kOnlyListed)) && !(row.flags & kReportGiven);
+    const bool cached = dynamic_smem_bytes() >= (p.vocab + 3) / 4 * sizeof(uint4);
+    if (cached) {
+        listed ? sample<true, true>(p, cache_smem) : sample<true, false>(p, cache_smem);
     } else {
-        sample<false>(p, nullptr);
+        listed ? sample<false, true>(p, nullptr) : sample<false, false>(p, nullptr);
     }
 }
 EXPORT_PARAMS(sample, SampleParams)

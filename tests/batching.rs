@@ -51,7 +51,7 @@ fn requests() -> Vec<Request> {
         request("a", &[], greedy(40)),
         request(look, &["tall"], drawn(1)),
         request(compare, &["wide", "tall"], greedy(17)),
-        request(&long, &["square"], greedy(9)),
+        request(&long, &["square"], Sampling { prompt_logprobs: Some(3), ..greedy(9) }),
         request(look, &["wide"], penalised.clone()),
         request("what is the moon?", &[], Sampling { stop: vec!["e".into()], ..greedy(30) }),
         request(&long, &["wide"], drawn(7)),
@@ -73,6 +73,7 @@ struct Answer {
     tokens: Vec<u32>,
     logprobs: Vec<u32>,
     alternatives: Vec<Vec<(u32, u32)>>,
+    prompt: Vec<Option<(u32, u32)>>,
     logits: String,
     reason: FinishReason,
 }
@@ -85,6 +86,11 @@ impl Answer {
             tokens: output.token_ids.clone(),
             logprobs: output.logprobs.iter().map(|l| l.to_bits()).collect(),
             alternatives: output.top_logprobs.iter().map(bits).collect(),
+            prompt: output
+                .prompt_logprobs
+                .iter()
+                .map(|p| Some((p.as_ref()?.token?, p.as_ref()?.logprob.to_bits())))
+                .collect(),
             logits: output.logits_hash.clone(),
             reason: output.finish_reason,
         }

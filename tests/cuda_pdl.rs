@@ -143,7 +143,7 @@ fn llama(tokens: usize, decode: bool) {
     let query_start = bed.put(Region::Io, &[0, tokens as i32]);
     let index = bed.put(Region::Io, &ends.iter().map(|&row| row as i32).collect::<Vec<_>>());
     let params = bed.put(Region::Io, bytemuck::cast_slice::<SamplingRow, u8>(&vec![SamplingRow::GREEDY; seqs]));
-    let counts = bed.put(Region::Io, &vec![0i32; vocab]);
+    let (counts, biases) = (bed.put(Region::Io, &vec![0i32; vocab]), bed.take(Region::Io, 0));
     let logits: Buf<f32> = bed.take(Region::Io, seqs * vocab);
     let (token, logprobs, top) = (
         bed.take(Region::Io, seqs),
@@ -213,7 +213,7 @@ fn llama(tokens: usize, decode: bool) {
         let splice: Op = EmbedSplice { y: x, table: embed, image_rows: embed, ids, rows: tokens, cols: d }.into();
         let mut end: Vec<Op> = vec![Gather { y: last, x, index, rows: seqs, cols: d, y_cols: d, first_col: 0 }.into()];
         end.extend(project(logits.into(), last, head, seqs, vocab, d, true, Epilogue::Store));
-        end.push(Sample { token, logprobs, top, logits, params, counts, rows: seqs, vocab }.into());
+        end.push(Sample { token, logprobs, top, logits, params, biases, counts, rows: seqs, vocab }.into());
         plan([splice].into_iter().chain(kv.iter().flat_map(|&kv| layer(kv))).chain(end))
     };
     let what = format!("{tokens} rows that {}", if decode { "decode" } else { "are a prompt" });

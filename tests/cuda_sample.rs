@@ -22,7 +22,7 @@ mod parity;
 mod timing;
 
 use ocelli::mem::{DType, Region};
-use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
+use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SamplingRow, TokenBias};
 use ocelli::plan::Backend;
 use parity::{Pair, Stage, Written, normal};
 
@@ -41,6 +41,10 @@ const PLAIN: SamplingRow = SamplingRow {
     presence_penalty: 0.0,
     frequency_penalty: 0.0,
     top_logprobs: 0,
+    first_bias: 0,
+    biases: 0,
+    flags: 0,
+    given: 0,
 };
 
 /// Every knob alone and together.
@@ -67,6 +71,30 @@ const KNOBS: [SamplingRow; 12] = [
         ..PLAIN
     },
 ];
+
+/// Every knob with a list, and rows whose token is given. `first_bias` is the number of a list of [`lists`], and `biases` 1
+/// for a row that has one.
+const LISTED: [SamplingRow; 10] = [
+    SamplingRow { temperature: 0.0, top_logprobs: 20, biases: 1, ..PLAIN },
+    SamplingRow { biases: 1, ..PLAIN },
+    SamplingRow { temperature: 0.0, biases: 1, flags: ONLY_LISTED, ..PLAIN },
+    SamplingRow { first_bias: 1, biases: 1, flags: ONLY_LISTED, top_logprobs: 4, ..PLAIN },
+    SamplingRow { first_bias: 2, biases: 1, flags: ONLY_LISTED, temperature: 0.7, ..PLAIN },
+    SamplingRow { first_bias: 1, biases: 1, top_k: 40, top_p: 0.95, min_p: 0.02, temperature: 0.8, ..PLAIN },
+    SamplingRow { biases: 1, top_p: 0.9, flags: ONLY_LISTED, top_k: 50, ..PLAIN },
+    SamplingRow { first_bias: 1, biases: 1, ..KNOBS[11] },
+    SamplingRow { top_logprobs: 20, flags: REPORT_GIVEN, ..PLAIN },
+    SamplingRow { state: 0, biases: 1, top_logprobs: 2, flags: REPORT_GIVEN | ONLY_LISTED, ..KNOBS[10] },
+];
+
+/// A third of the vocabulary, all of it, and one token; token 0, which has a finite logit in every kind of row, is in
+/// all of them and never forbidden.
+fn lists(vocab: usize) -> [Vec<TokenBias>; 3] {
+    let bias = |i: usize| [0.5, f32::NEG_INFINITY, 0.0, -100.0, 1.25, 100.0, -0.75][i % 7];
+    let every = |step: usize| (0..vocab).step_by(step).enumerate();
+    let list = |step| every(step).map(|(i, token)| TokenBias { token: token as u32, bias: bias(i) }).collect();
+    [list(3), list(1), list(vocab)]
+}
 
 /// First word of Philox 4x32-10 for `token`; the known answers are a test of the library.
 fn philox(token: usize, row: &SamplingRow) -> u32 {
@@ -101,10 +129,21 @@ impl Stays {
 struct Row<'a> {
     raw: &'a [f32],
     counts: &'a [i32],
+    list: &'a [TokenBias],
     params: &'a SamplingRow,
 }
 
 impl Row<'_> {
+    /// Scores after the row's list.
+    fn biased(&self) -> Vec<f32> {
+        let only = self.params.flags & ONLY_LISTED != 0;
+        let mut scores = if only { vec![f32::NEG_INFINITY; self.raw.len()] } else { self.raw.to_vec() };
+        for entry in self.list {
+            scores[entry.token as usize] = self.raw[entry.token as usize] + entry.bias;
+        }
+        scores
+    }
+
     /// Scores after penalties: f32, each step rounded by itself.
     fn penalised(&self) -> Vec<f32> {
         let p = self.params;
@@ -115,7 +154,7 @@ impl Row<'_> {
             let s = if count != 0 { repeated } else { raw };
             if generated > 0 { s - (p.frequency_penalty * generated as f32 + p.presence_penalty) } else { s }
         };
-        self.raw.iter().enumerate().map(one).collect()
+        self.biased().iter().enumerate().map(one).collect()
     }
 
     fn kept(&self, scores: &[f32]) -> Vec<Stays> {
@@ -154,6 +193,9 @@ impl Row<'_> {
 
     /// Tokens that a right implementation may choose.
     fn allowed(&self) -> Vec<usize> {
+        if self.params.flags & REPORT_GIVEN != 0 {
+            return vec![self.params.given as usize];
+        }
         let penalised = self.penalised();
         if self.params.temperature < 1e-5 {
             let max = penalised.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -193,12 +235,31 @@ struct Batch {
     pair: Pair,
     logits: Vec<f32>,
     params: Vec<SamplingRow>,
+    biases: Vec<TokenBias>,
     counts: Vec<i32>,
 }
 
 impl Batch {
     /// Rows whose `state` is not -1 get a row of counts of their own.
-    fn new(vocab: usize, logits: Vec<f32>, mut params: Vec<SamplingRow>) -> Batch {
+    fn new(vocab: usize, logits: Vec<f32>, params: Vec<SamplingRow>) -> Batch {
+        Batch::listed(vocab, logits, params, Vec::new())
+    }
+
+    /// The same with [`lists`], for rows like those of [`LISTED`]: given tokens are spread over the vocabulary.
+    fn with_lists(vocab: usize, logits: Vec<f32>, mut params: Vec<SamplingRow>) -> Batch {
+        let lists = lists(vocab);
+        let first = [0, lists[0].len(), lists[0].len() + lists[1].len()];
+        for (r, row) in params.iter_mut().enumerate() {
+            row.given = (r * r * 37 % vocab) as u32;
+            if row.biases > 0 {
+                let list = row.first_bias as usize;
+                (row.first_bias, row.biases) = (first[list] as u32, lists[list].len() as u32);
+            }
+        }
+        Batch::listed(vocab, logits, params, lists.concat())
+    }
+
+    fn listed(vocab: usize, logits: Vec<f32>, mut params: Vec<SamplingRow>, biases: Vec<TokenBias>) -> Batch {
         let rows = params.len();
         let mut states = 0;
         for row in params.iter_mut().filter(|row| row.state >= 0) {
@@ -213,6 +274,7 @@ impl Batch {
             top: stage.take(Region::Io, rows * MAX_TOP_LOGPROBS),
             logits: stage.take(Region::Scratch, rows * vocab),
             params: stage.take(Region::Io, rows * size_of::<SamplingRow>()),
+            biases: stage.take(Region::Io, size_of_val(&biases[..])),
             counts: stage.take(Region::Io, counts.len()),
             rows,
             vocab,
@@ -223,15 +285,17 @@ impl Batch {
         pair.write(op.top, &vec![-77; rows * MAX_TOP_LOGPROBS]);
         pair.write(op.logits, &logits);
         pair.write(op.params, bytemuck::cast_slice::<_, u8>(&params));
+        pair.write(op.biases, bytemuck::cast_slice::<_, u8>(&biases));
         pair.write(op.counts, &counts);
-        Batch { op, pair, logits, params, counts }
+        Batch { op, pair, logits, params, biases, counts }
     }
 
     fn row(&self, r: usize) -> Row<'_> {
         let (vocab, params) = (self.op.vocab, &self.params[r]);
         let state = usize::try_from(params.state).ok();
         let counts = state.map_or(&[][..], |s| &self.counts[s * vocab..(s + 1) * vocab]);
-        Row { raw: &self.logits[r * vocab..][..vocab], counts, params }
+        let list = &self.biases[params.first_bias as usize..][..params.biases as usize];
+        Row { raw: &self.logits[r * vocab..][..vocab], counts, list, params }
     }
 }
 
@@ -257,7 +321,7 @@ fn compare(batch: &Batch, tally: &mut Tally) {
         tally.rows += 1;
         tally.open += usize::from(allowed.len() > 1);
         tally.differ += usize::from(chosen != reference);
-        if row.params.state >= 0 {
+        if row.params.state >= 0 && row.params.flags & REPORT_GIVEN == 0 {
             expected_counts[row.params.state as usize * batch.op.vocab + chosen as usize] += 1;
         }
 
@@ -302,17 +366,28 @@ fn logits(rows: usize, vocab: usize, seed: u64) -> Vec<f32> {
 #[test]
 fn tokens_are_those_of_the_reference() {
     let Some(_device) = gpu::device() else { return };
+    compare_all(&KNOBS, Batch::new);
+}
+
+#[test]
+fn lists_and_given_tokens_are_those_of_the_reference() {
+    let Some(_device) = gpu::device() else { return };
+    compare_all(&LISTED, Batch::with_lists);
+}
+
+/// `knobs` on every kind of logits, over vocabularies of all sorts.
+fn compare_all(knobs: &[SamplingRow], batch: impl Fn(usize, Vec<f32>, Vec<SamplingRow>) -> Batch) {
     // 60001 scores do not fit into shared memory: they are computed again in each pass.
-    for (vocab, rounds) in [(2, 4), (19, 8), (21, 8), (1003, 12), (32_064, 8), (60_001, 2)] {
+    for (vocab, rounds) in [(2, 4), (19, 8), (21, 8), (1003, 12), (12_000, 4), (32_064, 8), (60_001, 2)] {
         let mut tally = Tally::default();
         for round in 0..rounds {
-            let params = (0..5 * KNOBS.len()).map(|r| SamplingRow {
+            let params = (0..5 * knobs.len()).map(|r| SamplingRow {
                 seed: [r as u32 * 7 + 1, round],
                 step: round * 31 + r as u32 % 3,
-                ..KNOBS[r / 5]
+                ..knobs[r / 5]
             });
             let params: Vec<SamplingRow> = params.collect();
-            let batch = Batch::new(vocab, logits(params.len(), vocab, u64::from(round) + 1), params);
+            let batch = batch(vocab, logits(params.len(), vocab, u64::from(round) + 1), params);
             compare(&batch, &mut tally);
         }
         let Tally { rows, open, differ, logprobs } = tally;
@@ -328,9 +403,16 @@ fn tokens_are_those_of_the_reference() {
 #[test]
 fn a_row_is_sampled_alike_alone_and_among_others() {
     let Some(_device) = gpu::device() else { return };
-    let (vocab, rows) = (32_064, KNOBS.len());
-    let params: Vec<SamplingRow> = KNOBS.iter().map(|row| SamplingRow { state: -1, ..*row }).collect();
-    let batch = Batch::new(vocab, logits(rows, vocab, 9), params);
+    let vocab = 32_064;
+    for (knobs, batch) in [(&KNOBS[..], Batch::new as fn(_, _, _) -> Batch), (&LISTED, Batch::with_lists)] {
+        let params: Vec<SamplingRow> = knobs.iter().map(|row| SamplingRow { state: -1, ..*row }).collect();
+        alike(&batch(vocab, logits(params.len(), vocab, 9), params));
+    }
+}
+
+/// Each row of a batch for itself against the whole.
+fn alike(batch: &Batch) {
+    let (vocab, rows) = (batch.op.vocab, batch.op.rows);
     let outputs = |op: Sample| batch.pair.run(op).into_iter().map(|w| w.found).collect::<Vec<_>>();
     let all = outputs(batch.op);
     for r in 0..rows {
@@ -370,6 +452,42 @@ fn a_row_without_a_finite_score_yields_minus_one_and_nothing_else() {
     }
 }
 
+/// A list does not hide a NaN or an infinity, and may leave no token at all.
+#[test]
+fn a_row_that_a_list_leaves_without_a_finite_score_yields_minus_one() {
+    let Some(_device) = gpu::device() else { return };
+    // 60001 scores do not fit into shared memory.
+    for vocab in [7, 32_064, 60_001] {
+        let biases = vec![
+            TokenBias { token: 1, bias: f32::NEG_INFINITY },
+            TokenBias { token: vocab as u32 - 1, bias: f32::NEG_INFINITY },
+            TokenBias { token: 2, bias: 0.5 },
+        ];
+        let mut x = logits(5, vocab, 3);
+        x.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = -9.0);
+        x[vocab - 1] = f32::NAN;
+        x[vocab + 3] = f32::NAN;
+        x[2 * vocab + 3] = f32::INFINITY;
+        for temperature in [0.0, 1.0] {
+            let row = |first_bias, biases, flags| SamplingRow { temperature, first_bias, biases, flags, ..PLAIN };
+            let params = [
+                row(0, 2, 0),
+                row(2, 1, ONLY_LISTED),
+                row(2, 1, ONLY_LISTED),
+                row(0, 2, ONLY_LISTED),
+                row(2, 1, ONLY_LISTED),
+            ];
+            let batch = Batch::listed(vocab, x.clone(), params.to_vec(), biases.clone());
+            let written = batch.pair.run(batch.op);
+            assert_eq!(written[0].expected, [-1.0, -1.0, -1.0, -1.0, 2.0]);
+            assert_eq!(written[0].found, written[0].expected);
+            for w in &written {
+                w.within(&format!("vocab {vocab}, {:?}", w.span), |_, e| 1e-5 * (1.0 + e.abs()));
+            }
+        }
+    }
+}
+
 #[test]
 fn what_it_takes() {
     let Some(_device) = gpu::device() else { return };
@@ -385,6 +503,22 @@ fn what_it_takes() {
     ] {
         for rows in [1, 64, 256] {
             let batch = Batch::new(vocab, logits(rows, vocab, 5), vec![row; rows]);
+            timing::print(&batch.pair.cuda, DType::F16, &format!("{rows} rows, {what}"), batch.op);
+        }
+    }
+    let report = SamplingRow { top_logprobs: 20, flags: REPORT_GIVEN, ..PLAIN };
+    for (what, row, entries) in [
+        ("greedy with 16 biases", SamplingRow { temperature: 0.0, ..PLAIN }, 16),
+        ("greedy with 2048 biases", SamplingRow { temperature: 0.0, ..PLAIN }, 2048),
+        ("temperature 1 with 300 biases", PLAIN, 300),
+        ("temperature 1 of 2048 allowed", SamplingRow { flags: ONLY_LISTED, ..PLAIN }, 2048),
+        ("a given token with 20 alternatives", report, 0),
+    ] {
+        let entry = |i: usize| TokenBias { token: (i * vocab / entries) as u32, bias: (i % 3) as f32 };
+        let biases: Vec<TokenBias> = (0..entries).map(entry).collect();
+        for rows in [1, 64, 256] {
+            let params = vec![SamplingRow { biases: entries as u32, ..row }; rows];
+            let batch = Batch::listed(vocab, logits(rows, vocab, 5), params, biases.clone());
             timing::print(&batch.pair.cuda, DType::F16, &format!("{rows} rows, {what}"), batch.op);
         }
     }

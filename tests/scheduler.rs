@@ -43,6 +43,7 @@ fn limits() -> impl Strategy<Value = SchedulerLimits> {
         |(max_num_seqs, more, kv_blocks, pages, prefix_caching, encoder_caching)| SchedulerLimits {
             max_num_seqs,
             max_num_batched_tokens: max_num_seqs + more,
+            max_reports: 64,
             kv_blocks,
             max_tiles: 3,
             pages,
@@ -249,6 +250,7 @@ fn wide() -> SchedulerLimits {
     SchedulerLimits {
         max_num_seqs: 256,
         max_num_batched_tokens: 8192,
+        max_reports: 64,
         kv_blocks: 20_000,
         max_tiles: 14,
         pages: 64,

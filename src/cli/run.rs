@@ -90,7 +90,7 @@ impl SamplingArgs {
             max_tokens: Some(self.max_tokens as usize),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
-            top_logprobs: 0,
+            ..Sampling::default()
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, anyhow};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::Sampler;
 use super::output::{Event, FinishReason, Output, Piece};
 use super::request::Ready;
 use super::runner::Sampled;
@@ -15,7 +16,7 @@ use super::window::Ticket;
 use crate::Error;
 use crate::mem::DType;
 use crate::models::Tiles;
-use crate::ops::SamplingRow;
+use crate::ops::{SamplingRow, TokenBias};
 use crate::text::TextStream;
 
 /// What the engine keeps of a request beside its sequence.
@@ -23,8 +24,7 @@ pub(super) struct Job {
     /// In the order of the sequence's places.
     pub pictures: Vec<Tiles>,
     pub output: Output,
-    sampling: super::Sampling,
-    seed: u64,
+    sampler: Sampler,
     stream: TextStream,
     max_tokens: usize,
     dtype: DType,
@@ -45,12 +45,11 @@ impl Job {
         cancelled: Arc<AtomicBool>,
         ticket: Option<Ticket>,
     ) -> (super::Sequence, Job) {
-        let Ready { sequence, pictures, sampling, seed, stream, max_tokens, dtype, output, start } = ready;
+        let Ready { sequence, pictures, sampler, stream, max_tokens, dtype, output, start } = ready;
         let job = Job {
             pictures,
             output,
-            sampling,
-            seed,
+            sampler,
             stream,
             max_tokens,
             dtype,
@@ -68,23 +67,41 @@ impl Job {
         self.events.is_closed() || self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// How its next token is sampled; `state` is its row of counts.
-    pub fn sampling(&self, state: usize) -> SamplingRow {
-        self.sampling.row(self.seed, self.output.token_ids.len() as u32, state)
+    /// How its next token is sampled, with the list of tokens that goes with it; `state` is its row of counts.
+    pub fn sampling(&self, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
+        self.sampler.row(&self.output.token_ids, state, list)
+    }
+
+    /// How a row that ends amid the prompt, before `next`, is reported. `None` if it is not.
+    pub fn prompt_row(&self, next: i32) -> Option<SamplingRow> {
+        self.sampler.prompt_row(next)
+    }
+
+    /// Alternatives reported beside the tokens of the prompt, if those are.
+    pub fn prompt_logprobs(&self) -> Option<usize> {
+        self.sampler.sampling().prompt_logprobs
+    }
+
+    /// What is reported of the token at `position` of the prompt.
+    pub fn report(&mut self, position: usize, mut sampled: Sampled) {
+        sampled.top.truncate(self.prompt_logprobs().unwrap_or(0));
+        if let Some(place) = self.output.prompt_logprobs.get_mut(position) {
+            *place = Some(sampled);
+        }
     }
 
     /// Whether the sampler counts its tokens.
     pub fn counts_tokens(&self) -> bool {
-        self.sampling.has_penalties()
+        self.sampler.sampling().has_penalties()
     }
 
-    /// Alternatives that it wants to know.
-    pub fn top_logprobs(&self) -> usize {
-        self.sampling.top_logprobs
+    /// The most alternatives that any of its rows reports.
+    pub fn alternatives(&self) -> usize {
+        self.sampler.sampling().top_logprobs.max(self.prompt_logprobs().unwrap_or(0))
     }
 
-    /// Take its next token; says why the answer has ended, if it has. `eos` are the tokens that end one.
-    pub fn push(&mut self, token: u32, sampled: Sampled, eos: &[u32]) -> Result<Option<FinishReason>> {
+    /// Take its next token; says why the answer has ended, if it has.
+    pub fn push(&mut self, token: u32, sampled: Sampled) -> Result<Option<FinishReason>> {
         let output = &mut self.output;
         if self.first.is_none() {
             self.first = Some(Instant::now());
@@ -92,11 +109,11 @@ impl Job {
             output.timings.prefill_ms = output.timings.ttft_ms - output.timings.prepare_ms;
         }
         let mut top = sampled.top;
-        top.truncate(self.sampling.top_logprobs);
+        top.truncate(self.sampler.sampling().top_logprobs);
         output.token_ids.push(token);
         output.logprobs.push(sampled.logprob);
         output.top_logprobs.push(top.clone());
-        let ends = !self.sampling.ignore_eos && eos.contains(&token);
+        let ends = self.sampler.ends(token);
         let text = if ends { None } else { self.stream.push(token)? }.unwrap_or_default();
         self.output.text.push_str(&text);
         // A receiver that went away is noticed before the next step.

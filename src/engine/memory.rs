@@ -9,6 +9,9 @@ use crate::{Error, Result};
 
 /// Most tiles that are encoded together: more of them fill no GPU any better, and cost activations.
 const MAX_TILES: usize = 16;
+/// Rows of logits of a step beyond one for every sequence: a prompt whose log-probabilities are asked for is read in steps
+/// of so many tokens.
+const MAX_REPORTS: usize = 64;
 /// Tiles whose rows are kept on a GPU: 300 MB for LLaVA-1.5-7B.
 const KEPT_ON_GPU: usize = 64;
 /// Share of the host's available memory that the cache may take, if that is more than one sequence needs.
@@ -52,6 +55,7 @@ impl Memory {
         SchedulerLimits {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
+            max_reports: MAX_REPORTS,
             kv_blocks: self.kv_blocks,
             max_tiles: self.max_tiles,
             pages: self.kept_tiles,
@@ -77,7 +81,7 @@ pub(super) fn limits(checkpoint: &Checkpoint, options: &Options, device: Device)
         max_model_len: len,
         max_num_seqs: seqs,
         max_num_batched_tokens: tokens,
-        max_logit_rows: seqs,
+        max_logit_rows: seqs + MAX_REPORTS,
         max_tiles: tiles,
         kept_tiles: if on_gpu && tiles > 0 { KEPT_ON_GPU } else { tiles.max(checkpoint.max_images) },
         kv_blocks: options.num_kv_blocks.unwrap_or_else(|| len.div_ceil(KV_BLOCK)),

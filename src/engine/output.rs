@@ -1,12 +1,13 @@
 //! What comes back.
 
+use super::runner::Sampled;
 use super::stats::milliseconds;
 use crate::Error;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end-of-sequence token or a stop string.
+    /// An end-of-sequence token, a stop token or a stop string.
     Stop,
     /// As many tokens as were asked for, or as fit.
     Length,
@@ -33,6 +34,9 @@ pub struct Output {
     pub logprobs: Vec<f32>,
     /// For each token, the most likely ones at its place with theirs, as many as were asked for.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
+    /// For each token of the prompt, it and its log-probability, with the most likely tokens at its place; none for the
+    /// first and for those of pictures. Empty where it was not asked for.
+    pub prompt_logprobs: Vec<Option<Sampled>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// FNV-1a of the last logits: shows a change in the numbers where the text is the same. Empty if the answer was

@@ -9,7 +9,7 @@ use super::encoder_cache::PictureKey;
 use super::output::{FinishReason, Output, Timings};
 use super::sequence::{Place, Sequence};
 use super::stats::milliseconds;
-use super::{Sampling, Shared};
+use super::{Sampler, Sampling, Shared};
 use crate::Error;
 use crate::image::{self, Alpha, Limits, Rgb};
 use crate::mem::DType;
@@ -47,8 +47,7 @@ pub(super) struct Ready {
     /// The pictures in the order of the sequence's places. They are kept to the end: a preempted sequence may need them
     /// again.
     pub pictures: Vec<Tiles>,
-    pub sampling: Sampling,
-    pub seed: u64,
+    pub sampler: Sampler,
     pub stream: TextStream,
     pub max_tokens: usize,
     pub dtype: DType,
@@ -70,14 +69,16 @@ impl Shared {
         let stream = TextStream::new(self.checkpoint.tokenizer.clone(), &request.sampling.stop, false);
         let (ids, places) = places(&expanded, &pictures);
         let limit = ids.len() + max_tokens;
-        let sequence = Sequence::new(0, ids, places, limit, request.cache_salt.as_deref().unwrap_or(""));
+        let asked = &request.sampling;
+        let mut sequence = Sequence::new(0, ids, places, limit, request.cache_salt.as_deref().unwrap_or(""));
+        sequence.reports = asked.prompt_logprobs.is_some();
+        let reported = if sequence.reports { expanded.ids.len() } else { 0 };
         let image_tokens = pictures.iter().map(|(t, _)| t.tokens).collect();
         let pictures = in_order(&expanded, pictures);
         Ok(Ready {
             sequence,
             pictures,
-            sampling: request.sampling.clone(),
-            seed: request.sampling.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+            sampler: self.sampler(asked).map_err(Error::Request)?,
             stream: stream.map_err(Error::Request)?,
             max_tokens,
             dtype: self.checkpoint.dtype,
@@ -90,12 +91,21 @@ impl Shared {
                 token_ids: Vec::new(),
                 logprobs: Vec::new(),
                 top_logprobs: Vec::new(),
+                prompt_logprobs: vec![None; reported],
                 finish_reason: FinishReason::Length,
                 logits_hash: String::new(),
                 timings: Timings { load_ms: self.load_ms, prepare_ms: milliseconds(start), ..Timings::default() },
             },
             start,
         })
+    }
+
+    /// What is asked of the sampler, checked against the model.
+    fn sampler(&self, asked: &Sampling) -> Result<Sampler> {
+        let c = &self.checkpoint;
+        let drawn = RandomState::new().build_hasher().finish();
+        let encode = |word: &str| c.tokenizer.encode(word, Special::Parse, false);
+        Sampler::new(asked, drawn, &c.config.generation.eos, self.model.io().vocab, encode)
     }
 
     /// The prompt as text and as tokens, and its pictures.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::mem::{Buf, Span};
 use crate::models::{Picture, Pixels, Placement, RowMove, StepIo, StepShape, Tiles, Vlm, random_fills};
-use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow};
+use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow, TokenBias};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
 /// The tokens that one sequence brings to a step.
@@ -24,6 +24,18 @@ pub struct SequenceStep<'a> {
     pub blocks: &'a [i32],
     /// How the token after the last id is sampled.
     pub sampling: SamplingRow,
+}
+
+/// What a sequence brings to a step beside its tokens, where it brings anything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SequenceLists<'a> {
+    /// The list of tokens of its record: see [`Sampler`](super::Sampler). In ascending order, each at most once, at most
+    /// [`MAX_TOKEN_BIASES`](crate::models::MAX_TOKEN_BIASES).
+    pub biases: &'a [TokenBias],
+    /// Report the log-probability of every id of the step that follows another and is one of the vocabulary, with so
+    /// many alternatives, whatever [`LogitRows`] says: a row each, before the sequence's last. Where the step ends amid
+    /// a prompt, the sequence's own record may report the id that comes next: see [`SamplingRow::report`].
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// Rows of a step whose logits are wanted.
@@ -148,7 +160,21 @@ impl<B: Backend> Runner<B> {
         rows: LogitRows,
         probe: Option<&mut dyn Probe>,
     ) -> Result<StepShape> {
-        let shape = self.write_step(sequences, rows)?;
+        self.step_with(sequences, rows, &[], probe)
+    }
+
+    /// [`Runner::step`] with what the sequences bring beside their tokens: one of `lists` for each, or none at all.
+    ///
+    /// # Errors
+    /// As those of [`Runner::step`], or if the lists are longer than was planned for.
+    pub fn step_with(
+        &mut self,
+        sequences: &[SequenceStep<'_>],
+        rows: LogitRows,
+        lists: &[SequenceLists<'_>],
+        probe: Option<&mut dyn Probe>,
+    ) -> Result<StepShape> {
+        let shape = self.write_step(sequences, rows, lists)?;
         if shape.prefill_seqs > 0 {
             let plan = self.model.step_plan(shape);
             self.backend.run(&mut self.backend.link(&plan)?, probe)?;
@@ -159,12 +185,23 @@ impl<B: Backend> Runner<B> {
         Ok(shape)
     }
 
-    fn write_step(&mut self, sequences: &[SequenceStep<'_>], rows: LogitRows) -> Result<StepShape> {
+    fn write_step(
+        &mut self,
+        sequences: &[SequenceStep<'_>],
+        rows: LogitRows,
+        lists: &[SequenceLists<'_>],
+    ) -> Result<StepShape> {
+        ensure!(
+            lists.is_empty() || lists.len() == sequences.len(),
+            "{} sequences have {} lists",
+            sequences.len(),
+            lists.len()
+        );
         let area = self.model.io();
         let decode = sequences.iter().take_while(|s| s.ids.len() == 1).count();
         let (mut ids, mut positions, mut slots) = (vec![], vec![], vec![]);
         let (mut table, mut lens, mut start, mut logit_index) = (vec![], vec![], vec![0], vec![]);
-        let mut sampling = vec![];
+        let (mut sampling, mut biases) = (vec![], vec![]);
         for (i, s) in sequences.iter().enumerate() {
             ensure!(!s.ids.is_empty() && (i < decode || s.ids.len() > 1), "sequence {i} is out of order in the step");
             let len = s.cached + s.ids.len();
@@ -184,12 +221,21 @@ impl<B: Backend> Runner<B> {
             table.resize((i + 1) * area.max_blocks, 0);
             lens.push(len as i32);
             start.push(ids.len() as i32);
-            let wanted = match rows {
-                LogitRows::Last => ids.len() - 1..ids.len(),
-                LogitRows::All => first..ids.len(),
-            };
-            sampling.extend(wanted.clone().map(|_| s.sampling));
-            logit_index.extend(wanted.map(|row| row as i32));
+            let lists = lists.get(i).copied().unwrap_or_default();
+            let (first_bias, count) = (biases.len() as u32, lists.biases.len() as u32);
+            biases.extend_from_slice(lists.biases);
+            let own = SamplingRow { first_bias, biases: count, ..s.sampling };
+            for row in first..ids.len() {
+                let next = ids.get(row + 1).and_then(|&id| u32::try_from(id).ok());
+                let record = match (lists.prompt_logprobs, next) {
+                    _ if row + 1 == ids.len() => own,
+                    (Some(n), Some(next)) => SamplingRow::report(next, n as u32),
+                    (None, _) if rows == LogitRows::All => own,
+                    _ => continue,
+                };
+                logit_index.push(row as i32);
+                sampling.push(record);
+            }
         }
         let padded = if decode == sequences.len() { area.bucket(decode) } else { decode };
         for row in decode..padded {
@@ -210,8 +256,9 @@ impl<B: Backend> Runner<B> {
             context: area.max_blocks * KV_BLOCK,
         };
         let io = area.step(shape)?;
+        let written = io.written(biases.len())?;
         self.inputs.clear();
-        self.inputs.resize(io.inputs.len(), 0);
+        self.inputs.resize(written.len(), 0);
         let mut put = |dst: Span, src: &[u8]| {
             let at = (dst.byte - io.inputs.span().byte) as usize;
             self.inputs[at..at + src.len()].copy_from_slice(src);
@@ -224,7 +271,10 @@ impl<B: Backend> Runner<B> {
         put(io.query_start.span(), bytemuck::cast_slice(&start));
         put(io.logit_index.span(), bytemuck::cast_slice(&logit_index));
         put(io.sampling.span(), bytemuck::cast_slice(&sampling));
-        self.backend.write(io.inputs, &self.inputs)?;
+        if !biases.is_empty() {
+            put(io.biases.span(), bytemuck::cast_slice::<TokenBias, u8>(&biases));
+        }
+        self.backend.write(written, &self.inputs)?;
         self.last = Some(io);
         Ok(shape)
     }

@@ -1,5 +1,11 @@
 //! What a caller may ask of the sampler, and the one place that checks it.
 
+mod sampler;
+
+pub use sampler::Sampler;
+
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 
 use crate::ops::{MAX_TOP_LOGPROBS, SamplingRow};
@@ -26,12 +32,26 @@ pub struct Sampling {
     pub seed: Option<u64>,
     /// Longest answer in tokens; without one, as long as the context allows.
     pub max_tokens: Option<usize>,
+    /// Before so many tokens, the tokens that would end the answer are never chosen. A stop string may still end it.
+    pub min_tokens: usize,
     /// The answer ends before the first of these. See [`StopMatcher`](crate::text::StopMatcher::new) for their limits.
     pub stop: Vec<String>,
+    /// The answer ends at the first of these tokens, and holds it.
+    pub stop_token_ids: Vec<u32>,
     /// Do not end at the model's end-of-sequence tokens.
     pub ignore_eos: bool,
+    /// Added to the scores of these tokens before anything else. Raised or lowered into `-100 ..= 100`, as vLLM does.
+    pub logit_bias: BTreeMap<u32, f64>,
+    /// Choose no other token than these.
+    pub allowed_token_ids: Option<Vec<u32>>,
+    /// Never write these words: the last token of each is not chosen where the answer ends in the ones before it. A word
+    /// is taken as it is tokenised at the start of a text and, where that gives as many tokens, behind a space.
+    pub bad_words: Vec<String>,
     /// Alternatives reported beside every token, at most 20.
     pub top_logprobs: usize,
+    /// Report the log-probability of every token of the prompt but the first and those of pictures, with so many
+    /// alternatives, at most 20.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for Sampling {
@@ -46,9 +66,15 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             seed: None,
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             ignore_eos: false,
+            logit_bias: BTreeMap::new(),
+            allowed_token_ids: None,
+            bad_words: Vec::new(),
             top_logprobs: 0,
+            prompt_logprobs: None,
         }
     }
 }
@@ -71,11 +97,22 @@ impl Sampling {
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         ensure!(self.max_tokens != Some(0), "max_tokens is 0; an answer has at least one token");
+        let max_tokens = self.max_tokens.unwrap_or(usize::MAX);
+        ensure!(self.min_tokens <= max_tokens, "min_tokens is {}; max_tokens is {max_tokens}", self.min_tokens);
+        for (name, asked) in [("top_logprobs", Some(self.top_logprobs)), ("prompt_logprobs", self.prompt_logprobs)] {
+            let asked = asked.unwrap_or(0);
+            ensure!(asked <= MAX_TOP_LOGPROBS, "{name} is {asked}; at most {MAX_TOP_LOGPROBS} can be reported");
+        }
+        for (token, bias) in &self.logit_bias {
+            ensure!(!bias.is_nan(), "logit_bias of token {token} is NaN; it must lie in -100 to 100");
+        }
         ensure!(
-            self.top_logprobs <= MAX_TOP_LOGPROBS,
-            "top_logprobs is {}; at most {MAX_TOP_LOGPROBS} can be reported",
-            self.top_logprobs
+            self.allowed_token_ids.as_ref().is_none_or(|ids| !ids.is_empty()),
+            "allowed_token_ids is empty; name at least one token, or leave it out to allow all"
         );
+        for (i, word) in self.bad_words.iter().enumerate() {
+            ensure!(!word.trim().is_empty(), "bad_words[{i}] is {word:?}; a word has at least one character");
+        }
         StopMatcher::new(&self.stop, false)?;
         Ok(())
     }
@@ -85,7 +122,8 @@ impl Sampling {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// The record that the sampling op reads; `state` is the row of counts.
+    /// The record that the sampling op reads, but for the lists of tokens: those are the [`Sampler`]'s. `state` is the
+    /// row of counts.
     pub(super) fn row(&self, seed: u64, step: u32, state: usize) -> SamplingRow {
         SamplingRow {
             seed: [seed as u32, (seed >> 32) as u32],
@@ -100,6 +138,7 @@ impl Sampling {
             presence_penalty: self.presence_penalty as f32,
             frequency_penalty: self.frequency_penalty as f32,
             top_logprobs: self.top_logprobs as u32,
+            ..SamplingRow::GREEDY
         }
     }
 }
@@ -123,6 +162,11 @@ mod tests {
             (Sampling { frequency_penalty: f64::INFINITY, ..base() }, "frequency_penalty is inf"),
             (Sampling { max_tokens: Some(0), ..base() }, "max_tokens is 0"),
             (Sampling { top_logprobs: 21, ..base() }, "top_logprobs is 21; at most 20"),
+            (Sampling { prompt_logprobs: Some(21), ..base() }, "prompt_logprobs is 21; at most 20"),
+            (Sampling { min_tokens: 6, max_tokens: Some(5), ..base() }, "min_tokens is 6; max_tokens is 5"),
+            (Sampling { logit_bias: [(3, f64::NAN)].into(), ..base() }, "logit_bias of token 3 is NaN"),
+            (Sampling { allowed_token_ids: Some(vec![]), ..base() }, "allowed_token_ids is empty; name at least one"),
+            (Sampling { bad_words: vec!["a".into(), " ".into()], ..base() }, "bad_words[1] is \" \"; a word has"),
         ];
         for (sampling, expected) in refused {
             let message = sampling.check().unwrap_err().to_string();
@@ -130,5 +174,6 @@ mod tests {
         }
         base().check().unwrap();
         Sampling { temperature: 0.0, top_p: 1e-9, ..base() }.check().unwrap();
+        Sampling { min_tokens: 7, prompt_logprobs: Some(20), ..base() }.check().unwrap();
     }
 }

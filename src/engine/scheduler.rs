@@ -23,6 +23,8 @@ pub struct SchedulerLimits {
     pub max_num_seqs: usize,
     /// Tokens of a step; at least as many as sequences.
     pub max_num_batched_tokens: usize,
+    /// Rows of logits of a step beyond one for every sequence: for prompts that are reported.
+    pub max_reports: usize,
     /// Blocks of the paged cache.
     pub kv_blocks: usize,
     /// Tiles that are encoded for a step.
@@ -67,6 +69,8 @@ pub struct Row {
     pub state: usize,
     /// Whether these are the last that the model must see before the next token is sampled.
     pub samples: bool,
+    /// Whether the log-probabilities of its tokens are reported.
+    pub reports: bool,
 }
 
 /// One step of the model.
@@ -110,6 +114,7 @@ pub struct Scheduler {
 /// What is left for the prompts of a step.
 struct Budget {
     tokens: usize,
+    reports: usize,
     tiles: usize,
     /// Somebody waits for room for a picture, so nobody after it may take any.
     pictures_full: bool,
@@ -191,6 +196,7 @@ impl Scheduler {
         let decoding = self.running.iter().filter(|s| s.left() == 1).count();
         let mut budget = Budget {
             tokens: self.limits.max_num_batched_tokens - decoding,
+            reports: self.limits.max_reports,
             tiles: self.limits.max_tiles,
             pictures_full: false,
         };
@@ -240,7 +246,8 @@ impl Scheduler {
         }
         let Some(sequence) = self.waiting.front() else { return false };
         // The last token must be seen by the model, or there would be nothing to sample from.
-        let known = if self.limits.prefix_caching { (sequence.ids.len() - 1) / KV_BLOCK } else { 0 };
+        let known =
+            if self.limits.prefix_caching && !sequence.reporting() { (sequence.ids.len() - 1) / KV_BLOCK } else { 0 };
         let found = self.blocks.find(&sequence.keys[..known.min(sequence.keys.len())]);
         let needed = sequence.needed_blocks() - found.len();
         // So that those which run can go on for a while before they have to take a block from somebody.
@@ -273,7 +280,9 @@ impl Scheduler {
     fn take_row(&mut self, i: usize, budget: &mut Budget, step: &mut Step) {
         let sequence = &mut self.running[i];
         let start = sequence.cached;
-        let mut end = start + sequence.left().min(budget.tokens);
+        // A row is there for the last token; each before it takes one.
+        let most = if sequence.reporting() { budget.reports + 1 } else { usize::MAX };
+        let mut end = start + sequence.left().min(budget.tokens).min(most);
         while let Some(place) = sequence.places.get(sequence.reading).filter(|p| p.start < end) {
             let pages = place.len.div_ceil(self.limits.page_rows);
             let known = !self.pictures.pages(place.key).is_empty();
@@ -295,6 +304,7 @@ impl Scheduler {
         }
         if end > start {
             budget.tokens -= end - start;
+            budget.reports -= if sequence.reporting() { end - start - 1 } else { 0 };
             step.rows.push(self.row(i, end));
         }
     }
@@ -319,6 +329,7 @@ impl Scheduler {
             blocks: sequence.blocks.clone(),
             state: sequence.state,
             samples: end == sequence.ids.len(),
+            reports: sequence.reporting(),
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Sequence {
     /// Row of the sampler's counts.
     pub(super) state: usize,
     pub(super) preemptions: u32,
+    /// Whether something is reported of every token of the prompt, which is computed for that wherever it may be cached.
+    pub(super) reports: bool,
 }
 
 impl Sequence {
@@ -79,6 +81,7 @@ impl Sequence {
             reading: 0,
             state: 0,
             preemptions: 0,
+            reports: false,
         };
         sequence.extend_keys();
         sequence
@@ -112,6 +115,11 @@ impl Sequence {
     /// Tokens that the model has yet to see before there is a next one.
     pub(super) fn left(&self) -> usize {
         self.ids.len() - self.cached
+    }
+
+    /// Whether its next rows report the prompt: as long as there is no answer.
+    pub(super) fn reporting(&self) -> bool {
+        self.reports && self.ids.len() == self.prompt
     }
 
     /// Blocks that its tokens take.

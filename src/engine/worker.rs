@@ -9,7 +9,7 @@ use anyhow::anyhow;
 
 use super::job::Job;
 use super::output::{FinishReason, fnv1a};
-use super::runner::{LogitRows, Runner, Sampled, SequenceStep};
+use super::runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
 use super::scheduler::{Row, Scheduler, Step};
 use super::stats::{Stats, milliseconds};
 use super::{Sequence, SequenceId, Shared};
@@ -126,7 +126,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Encode the pictures of a step, run it, and read what was sampled for each of its rows.
+    /// Encode the pictures of a step, run it, and read its rows of logits: for each of its rows, what it reports of the
+    /// prompt, and then its last.
     fn compute(&mut self, step: &Step) -> anyhow::Result<Vec<Sampled>> {
         self.encode(step)?;
         for &id in &step.admitted {
@@ -137,21 +138,33 @@ impl<B: Backend> Worker<B> {
                 self.runner.reset_counts(sequence.state, prompt, answer)?;
             }
         }
-        let job = |row: &Row| self.jobs.get(&row.id).filter(|_| row.samples);
-        let sequences: Vec<_> = step
-            .rows
-            .iter()
-            .map(|row| SequenceStep {
-                ids: &row.ids,
-                cached: row.start,
-                blocks: &row.blocks,
-                // What a row amid a prompt samples is not used.
-                sampling: job(row).map_or(SamplingRow::GREEDY, |job| job.sampling(row.state)),
-            })
-            .collect();
-        let alternatives = step.rows.iter().filter_map(job).map(Job::top_logprobs).max().unwrap_or(0);
-        self.runner.step(&sequences, LogitRows::Last, None)?;
-        self.runner.sampled(step.rows.len(), alternatives)
+        let mut biases = vec![Vec::new(); step.rows.len()];
+        let (mut sequences, mut alternatives, mut rows) = (Vec::with_capacity(step.rows.len()), 0, 0);
+        for (row, biases) in step.rows.iter().zip(&mut biases) {
+            let sampling = self.jobs.get(&row.id).and_then(|job| match (row.samples, row.reports) {
+                (true, _) => Some(job.sampling(row.state, biases)),
+                (false, true) => job.prompt_row(self.after(row)),
+                (false, false) => None,
+            });
+            if let Some(job) = self.jobs.get(&row.id).filter(|_| row.samples || row.reports) {
+                alternatives = alternatives.max(job.alternatives());
+            }
+            // What a row amid a prompt samples is not used, nor counted.
+            let sampling = sampling.unwrap_or(SamplingRow::GREEDY);
+            rows += reported(row) + 1;
+            sequences.push(SequenceStep { ids: &row.ids, cached: row.start, blocks: &row.blocks, sampling });
+        }
+        let asked = |row: &Row| self.jobs.get(&row.id).filter(|_| row.reports).and_then(Job::prompt_logprobs);
+        let lists = step.rows.iter().zip(&biases);
+        let lists: Vec<_> = lists.map(|(row, biases)| SequenceLists { biases, prompt_logprobs: asked(row) }).collect();
+        self.runner.step_with(&sequences, LogitRows::Last, &lists, None)?;
+        self.runner.sampled(rows, alternatives)
+    }
+
+    /// The id that follows a row amid a prompt.
+    fn after(&self, row: &Row) -> i32 {
+        let next = self.scheduler.sequence(row.id).and_then(|s| s.ids().get(row.start + row.ids.len()));
+        next.copied().unwrap_or(-1)
     }
 
     /// Encode pictures together, and copy their rows to their pages.
@@ -180,32 +193,56 @@ impl<B: Backend> Worker<B> {
 
     /// Hand every sampled token to its request.
     fn deliver(&mut self, step: &Step, sampled: Vec<Sampled>) -> Result<(), DeviceLost> {
-        for (row, sampled) in step.rows.iter().zip(&sampled).filter(|(row, _)| row.samples) {
-            if sampled.token.is_none() {
+        let mut sampled = sampled.into_iter();
+        let mut tokens = Vec::with_capacity(step.rows.len());
+        let mut logits = 0;
+        for row in &step.rows {
+            let own: Vec<_> = sampled.by_ref().take(reported(row) + 1).collect();
+            logits += own.len();
+            let used = if row.samples || row.reports { &own[..] } else { &[] };
+            if used.iter().any(|s| s.token.is_none()) {
                 // Whatever holds a NaN must not be found again.
                 self.scheduler.discard(row.id);
-                self.fail(row.id, |job| job.no_number());
+                self.fail(row.id, Job::no_number);
+            }
+            if let Some(last) = self.report(row, own) {
+                tokens.push((row.id, last, logits - 1));
             }
         }
         self.scheduler.ran(step);
-        for (i, (row, sampled)) in step.rows.iter().zip(sampled).enumerate() {
-            let (true, Some(token)) = (row.samples, sampled.token) else { continue };
-            let Some(job) = self.jobs.get_mut(&row.id) else { continue };
+        for (id, sampled, row) in tokens {
+            let (Some(token), Some(job)) = (sampled.token, self.jobs.get_mut(&id)) else { continue };
             self.stats.generation_tokens += 1;
-            self.scheduler.push(row.id, token as i32);
-            match job.push(token, sampled, &self.shared.checkpoint.config.generation.eos) {
+            self.scheduler.push(id, token as i32);
+            match job.push(token, sampled) {
                 Ok(None) => {}
-                Ok(Some(reason)) => self.finish(row.id, reason, i)?,
+                Ok(Some(reason)) => self.finish(id, reason, row)?,
                 Err(error) => {
-                    self.scheduler.finish(row.id);
-                    self.fail(row.id, |_| Error::Model(error));
+                    self.scheduler.finish(id);
+                    self.fail(id, |_| Error::Model(error));
                 }
             }
         }
         Ok(())
     }
 
-    /// An answer is complete; its last logits are those of row `row`.
+    /// Tell a request what a row reports of its prompt, and return what it sampled, if it does.
+    fn report(&mut self, row: &Row, mut own: Vec<Sampled>) -> Option<Sampled> {
+        let next = self.after(row);
+        let last = if row.samples { own.pop() } else { None };
+        if row.reports
+            && let Some(job) = self.jobs.get_mut(&row.id)
+        {
+            let inner = (1..row.ids.len()).filter(|&i| row.ids[i] >= 0);
+            let end = (!row.samples && next >= 0).then_some(row.ids.len());
+            for (i, sampled) in inner.chain(end).zip(own) {
+                job.report(row.start + i, sampled);
+            }
+        }
+        last
+    }
+
+    /// An answer is complete; its last logits are row `row` of the step's.
     fn finish(&mut self, id: SequenceId, reason: FinishReason, row: usize) -> Result<(), DeviceLost> {
         self.scheduler.finish(id);
         match self.runner.logits_of(row) {
@@ -270,6 +307,11 @@ impl<B: Backend> Worker<B> {
         self.stats.scheduler = self.scheduler.counts();
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.stats;
     }
+}
+
+/// Rows of logits that a row takes beside its last: for its ids that follow another and are of the vocabulary.
+fn reported(row: &Row) -> usize {
+    if row.reports { row.ids[1..].iter().filter(|&&id| id >= 0).count() } else { 0 }
 }
 
 /// The error of a step for one of several requests.

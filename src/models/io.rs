@@ -3,7 +3,11 @@
 use anyhow::{Result, ensure};
 
 use crate::mem::{Buf, DType, Layout, Region};
-use crate::ops::{KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow};
+use crate::ops::{KV_BLOCK, MAX_TOP_LOGPROBS, SamplingRow, TokenBias};
+
+/// Entries that the token list of a sequence may have: its biases, the tokens it is held to and those it must not have.
+/// Room for so many is taken for every sequence, and what is used of it travels.
+pub const MAX_TOKEN_BIASES: usize = 2048;
 
 /// What a process must be able to hold at once. Decides the size of every region, once, at start-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +91,11 @@ pub struct StepIo {
     pub logit_index: Buf<i32>,
     /// `[logit_rows]` of [`SamplingRow`].
     pub sampling: Buf<u8>,
-    /// All of the above: what the host writes.
+    /// All of the above: what the host writes at every step.
     pub inputs: Buf<u8>,
+    /// `[seqs * MAX_TOKEN_BIASES]` of [`TokenBias`]: the lists that records of `sampling` point into. They lie behind
+    /// the inputs, so that both are one copy: see [`StepIo::written`].
+    pub biases: Buf<u8>,
     /// See [`StepArea::counts`].
     pub counts: Buf<i32>,
     /// `[logit_rows, vocab]`
@@ -103,6 +110,26 @@ pub struct StepIo {
     pub outputs: Buf<u8>,
     /// See [`StepArea::max_blocks`].
     pub max_blocks: usize,
+    /// The inputs and the lists.
+    host: Buf<u8>,
+}
+
+impl StepIo {
+    /// What the host writes for a step with `biases` entries in its lists: the inputs, and as much of the lists.
+    ///
+    /// # Errors
+    /// If there are more than there is room for.
+    pub fn written(&self, biases: usize) -> Result<Buf<u8>> {
+        let (inputs, lists) = (self.inputs.span(), self.biases.span());
+        let used = biases * size_of::<TokenBias>();
+        ensure!(
+            used <= self.biases.len(),
+            "the token lists of a step have {biases} entries together; there is room for {}",
+            self.biases.len() / size_of::<TokenBias>()
+        );
+        let end = if biases == 0 { inputs.byte + inputs.bytes() } else { lists.byte + used as u64 };
+        Ok(self.host.slice(0..(end - inputs.byte) as usize))
+    }
 }
 
 impl StepArea {
@@ -156,6 +183,8 @@ impl StepArea {
         let logit_index = io.take(rows);
         let sampling = io.take(rows * size_of::<SamplingRow>());
         let inputs = io.since(start);
+        let biases = io.take(seqs * MAX_TOKEN_BIASES * size_of::<TokenBias>());
+        let host = io.since(start);
         let start = io.bytes();
         let token = io.take(rows);
         let logprobs = io.take(rows * (1 + MAX_TOP_LOGPROBS));
@@ -171,6 +200,7 @@ impl StepArea {
             logit_index,
             sampling,
             inputs,
+            biases,
             counts: self.counts,
             logits: io.take(rows * self.vocab),
             token,
@@ -178,6 +208,7 @@ impl StepArea {
             top,
             outputs,
             max_blocks: self.max_blocks,
+            host,
         }
     }
 }

@@ -184,6 +184,7 @@ impl Llama {
             top: io.top,
             logits,
             params: io.sampling,
+            biases: io.biases,
             counts: io.counts,
             rows: n,
             vocab,

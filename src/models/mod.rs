@@ -11,7 +11,7 @@ mod llava;
 mod load;
 mod picture;
 
-pub use io::{Limits, StepArea, StepIo, StepShape};
+pub use io::{Limits, MAX_TOKEN_BIASES, StepArea, StepIo, StepShape};
 pub use llava::clip_processor;
 pub use load::{Placement, Tensors, random_fills};
 pub use picture::{Picture, PictureArea};

@@ -46,7 +46,9 @@ pub use random_fill::{RandomFill, RandomFillParams};
 pub use resize::{Resize, ResizeAxis, ResizeAxisParams, ResizeParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
-pub use sample::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SampleParams, SamplingRow};
+pub use sample::{
+    IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias,
+};
 
 use crate::host::HostMem;
 use crate::kernel::{Cost, GpuInfo, Kernel, Launched};

@@ -20,15 +20,23 @@ const GREEDY_BELOW: f32 = 1e-5;
 /// generated.
 pub const IN_PROMPT: i32 = 1 << 30;
 
+/// In [`SamplingRow::flags`]: a token that is not in the row's list is never chosen.
+pub const ONLY_LISTED: u32 = 1;
+
+/// In [`SamplingRow::flags`]: nothing is chosen; the row's token is [`SamplingRow::given`]. So the log-probabilities of a
+/// prompt are made.
+pub const REPORT_GIVEN: u32 = 2;
+
 /// Choose a token for every row of logits, report log-probabilities, and count the token.
 ///
-/// In order: repetition penalty, frequency and presence penalty, then the most likely token if the temperature is 0
-/// (the lowest id among equals), else temperature, top-k, top-p, min-p, and a draw. The draw takes the largest
-/// `score + gumbel noise`, which is an exact sample of the softmax; the noise of a token is Philox
-/// of the seed, the step and the token. Log-probabilities are the log-softmax of the logits as they came.
+/// In order: the row's list of tokens (only these, never these, biases), repetition penalty, frequency and presence
+/// penalty, then the most likely token if the temperature is 0 (the lowest id among equals), else temperature, top-k,
+/// top-p, min-p, and a draw. The draw takes the largest `score + gumbel noise`, which is an exact sample of the softmax;
+/// the noise of a token is Philox of the seed, the step and the token. Log-probabilities are the log-softmax of the
+/// logits as they came.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// `[rows]`: the token, or -1 if the row holds a NaN or its largest score is not finite.
+    /// `[rows]`: the token, or -1 if the row holds a NaN or its largest logit or score is not finite.
     pub token: Buf<i32>,
     /// `[rows, 1 + 20]`: of the token, then of the most likely ones in descending order.
     pub logprobs: Buf<f32>,
@@ -38,6 +46,8 @@ pub struct Sample {
     pub logits: Buf<f32>,
     /// `[rows]` of [`SamplingRow`].
     pub params: Buf<u8>,
+    /// Any number of [`TokenBias`]: the lists that the rows point into. What no row points into is not read.
+    pub biases: Buf<u8>,
     /// `[sequences, vocab]`: see [`IN_PROMPT`].
     pub counts: Buf<i32>,
     /// Rows.
@@ -72,6 +82,25 @@ pub struct SamplingRow {
     pub frequency_penalty: f32,
     /// Alternatives to report, at most [`MAX_TOP_LOGPROBS`].
     pub top_logprobs: u32,
+    /// The row's list: the first of its entries in `biases`. Rows may share a list.
+    pub first_bias: u32,
+    /// Entries of the row's list; 0 without one.
+    pub biases: u32,
+    /// [`ONLY_LISTED`], [`REPORT_GIVEN`]; with the latter the row's list, penalties and counts are left out.
+    pub flags: u32,
+    /// The token to report, with [`REPORT_GIVEN`].
+    pub given: u32,
+}
+
+/// What is added to the score of one token; its twin stands in `cuda/params.cuh`. A list of them is in ascending order of
+/// tokens, each at most once.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TokenBias {
+    /// Id of the vocabulary.
+    pub token: u32,
+    /// Added to the logit; minus infinity forbids the token.
+    pub bias: f32,
 }
 
 impl SamplingRow {
@@ -88,7 +117,20 @@ impl SamplingRow {
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
         top_logprobs: 0,
+        first_bias: 0,
+        biases: 0,
+        flags: 0,
+        given: 0,
     };
+
+    /// Report log-probabilities of `token` and of `top_logprobs` alternatives, and choose nothing.
+    pub const fn report(token: u32, top_logprobs: u32) -> SamplingRow {
+        SamplingRow { top_logprobs, flags: REPORT_GIVEN, given: token, ..SamplingRow::GREEDY }
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
 }
 
 impl Kernel for Sample {
@@ -106,15 +148,13 @@ impl Kernel for Sample {
 
     fn reference(&self, m: &HostMem) {
         let rows: Vec<SamplingRow> = bytemuck::pod_collect_to_vec(&m.read(self.params));
+        let biases: Vec<TokenBias> = bytemuck::pod_collect_to_vec(&m.read(self.biases));
         let logits = m.load(self.logits);
         let (mut tokens, mut logprobs, mut top) = (m.read(self.token), m.load(self.logprobs), m.read(self.top));
         for (i, (raw, row)) in logits.chunks_exact(self.vocab).zip(&rows).take(self.rows).enumerate() {
-            let counts =
-                usize::try_from(row.state).ok().map(|s| self.counts.slice(s * self.vocab..(s + 1) * self.vocab));
-            let token = match counts {
-                Some(counts) => choose(&penalised(raw, &m.read(counts), row), row),
-                None => choose(raw, row),
-            };
+            let counts = usize::try_from(row.state).ok().filter(|_| !row.has(REPORT_GIVEN));
+            let counts = counts.map(|s| self.counts.slice(s * self.vocab..(s + 1) * self.vocab));
+            let token = next_token(raw, row, &biases, counts.map(|c| m.read(c)).as_deref());
             tokens[i] = token.map_or(-1, |t| t as i32);
             let Some(token) = token else { continue };
             let normaliser = log_sum_exp(raw);
@@ -132,6 +172,33 @@ impl Kernel for Sample {
         m.bytes_mut(self.top.span()).copy_from_slice(bytemuck::cast_slice(&top));
         m.store(self.logprobs, &logprobs);
     }
+}
+
+/// The token of a row, or `None` if it has no answer. `counts` is absent where penalties are off.
+fn next_token(raw: &[f32], row: &SamplingRow, biases: &[TokenBias], counts: Option<&[i32]>) -> Option<usize> {
+    // A list may hide a broken logit; the log-probabilities would still be of it.
+    if raw.iter().any(|x| x.is_nan()) || !raw[argmax(raw.iter().copied())].is_finite() {
+        return None;
+    }
+    if row.has(REPORT_GIVEN) {
+        return Some(row.given as usize);
+    }
+    let list = &biases[row.first_bias as usize..][..row.biases as usize];
+    let scores = biased(raw, list, row.has(ONLY_LISTED));
+    match counts {
+        Some(counts) => choose(&penalised(&scores, counts, row), row),
+        None => choose(&scores, row),
+    }
+}
+
+/// Scores after the row's list.
+fn biased(raw: &[f32], list: &[TokenBias], only_listed: bool) -> Vec<f32> {
+    let mut scores = if only_listed { vec![f32::NEG_INFINITY; raw.len()] } else { raw.to_vec() };
+    for entry in list {
+        let token = entry.token as usize;
+        scores[token] = raw[token] + entry.bias;
+    }
+    scores
 }
 
 /// Scores after the penalties, in the order of the OpenAI interface.
@@ -246,6 +313,7 @@ pub struct SampleParams {
     top: u64,
     logits: u64,
     params: u64,
+    biases: u64,
     counts: u64,
     rows: u32,
     vocab: u32,
@@ -261,6 +329,7 @@ impl Launch for Sample {
             top: at.at(self.top),
             logits: at.at(self.logits),
             params: at.at(self.params),
+            biases: at.at(self.biases),
             counts: at.at(self.counts),
             rows: self.rows as u32,
             vocab: self.vocab as u32,

@@ -26,6 +26,7 @@ mod resize;
 mod rope_kv;
 mod rows;
 mod sample;
+mod sample_lists;
 
 use ocelli::mem::DType;
 

@@ -1,21 +1,26 @@
 //! Sample, through memory: what a row of parameters makes of a row of logits, and what is left in the four outputs.
 
 use ocelli::mem::{Buf, DType, Region};
-use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
+use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow, TokenBias};
 
 use crate::bed::{Bed, Ran, Rng};
 use crate::bound::{Account, Exact, SLACK, U};
 
 const GREEDY: SamplingRow = SamplingRow { seed: [1, 2], ..SamplingRow::GREEDY };
 
-struct Sampled {
+pub struct Sampled {
     op: Sample,
     ran: Ran,
-    tokens: Vec<i32>,
+    pub tokens: Vec<i32>,
 }
 
 /// Sample rows of `logits`; `counts` holds the sequences.
 fn sample(logits: &[Vec<f64>], params: &[SamplingRow], counts: &[i32]) -> Sampled {
+    sample_listed(logits, params, &[], counts)
+}
+
+/// The same with the lists that the rows point into.
+pub fn sample_listed(logits: &[Vec<f64>], params: &[SamplingRow], biases: &[TokenBias], counts: &[i32]) -> Sampled {
     let (rows, vocab) = (logits.len(), logits[0].len());
     let mut bed = Bed::new(DType::F32, 51);
     let op = Sample {
@@ -24,6 +29,7 @@ fn sample(logits: &[Vec<f64>], params: &[SamplingRow], counts: &[i32]) -> Sample
         top: bed.ints(&vec![-77; rows * MAX_TOP_LOGPROBS]),
         logits: bed.put(Region::Scratch, &logits.concat()),
         params: bed.bytes(bytemuck::cast_slice(params)),
+        biases: bed.bytes(bytemuck::cast_slice(biases)),
         counts: bed.ints(counts),
         rows,
         vocab,
@@ -34,16 +40,16 @@ fn sample(logits: &[Vec<f64>], params: &[SamplingRow], counts: &[i32]) -> Sample
 }
 
 impl Sampled {
-    fn logprobs(&self, row: usize) -> Vec<f64> {
+    pub fn logprobs(&self, row: usize) -> Vec<f64> {
         let width = 1 + MAX_TOP_LOGPROBS;
         self.ran.output(self.op.logprobs.slice(row * width..(row + 1) * width))
     }
 
-    fn top(&self, row: usize) -> Vec<i32> {
+    pub fn top(&self, row: usize) -> Vec<i32> {
         self.ran.ints(self.op.top.slice(row * MAX_TOP_LOGPROBS..(row + 1) * MAX_TOP_LOGPROBS))
     }
 
-    fn sequence(&self, state: usize) -> Vec<i32> {
+    pub fn sequence(&self, state: usize) -> Vec<i32> {
         let counts: Buf<i32> = self.op.counts.slice(state * self.op.vocab..(state + 1) * self.op.vocab);
         self.ran.ints(counts)
     }
@@ -51,7 +57,7 @@ impl Sampled {
 
 /// The log-softmax of a row. f32 rounds `logit - max`, the normaliser and the last difference; the exponentials and
 /// their sum may be f32 too: `(n + 2) u`.
-fn log_softmax(row: &[f64]) -> Vec<Exact> {
+pub fn log_softmax(row: &[f64]) -> Vec<Exact> {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let min = row.iter().copied().fold(f64::INFINITY, f64::min);
     let normaliser = max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();

@@ -3,7 +3,7 @@
 use super::{Case, Size, Tolerance, U};
 use crate::kernel::Kernel;
 use crate::mem::Region;
-use crate::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, Sample, SamplingRow};
+use crate::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, Sample, SamplingRow, TokenBias};
 use crate::workbench::Bed;
 
 /// The most likely token with its alternatives; all of the draw; everything at once, on a sequence of its own.
@@ -22,6 +22,7 @@ const ROWS: [SamplingRow; 3] = [
         presence_penalty: 0.2,
         frequency_penalty: 0.3,
         top_logprobs: 3,
+        ..SamplingRow::GREEDY
     },
 ];
 
@@ -29,6 +30,11 @@ const ROWS: [SamplingRow; 3] = [
 /// two units of its own and by the rounding of its argument, which is below 20; the sum by one for every 1024 tokens and
 /// 15 more; all of it relative, so absolute in the logarithm.
 fn sample(what: &str, size: Size, rows: Vec<SamplingRow>, vocab: usize) -> Case {
+    listed(what, size, rows, vocab, Vec::new())
+}
+
+/// The same with the lists that the rows point into.
+fn listed(what: &str, size: Size, rows: Vec<SamplingRow>, vocab: usize, biases: Vec<TokenBias>) -> Case {
     let arithmetic = (vocab as f64 / 1024.0 + 50.0) * U;
     let tolerance = Tolerance { arithmetic, ulps: 2.0, ..Tolerance::BITS };
     let name = format!("{what} {}x{vocab}", rows.len());
@@ -45,6 +51,7 @@ fn sample(what: &str, size: Size, rows: Vec<SamplingRow>, vocab: usize) -> Case 
             top: bed.ints(&alternatives),
             logits: bed.uniform(Region::Io, rows.len() * vocab, 8.0),
             params: bed.bytes_of(bytemuck::cast_slice(&rows)),
+            biases: bed.bytes_of(bytemuck::cast_slice(&biases)),
             counts: bed.ints(&counts),
             rows: rows.len(),
             vocab,
@@ -58,15 +65,36 @@ fn repeat(row: SamplingRow, n: usize) -> Vec<SamplingRow> {
     (0..n as u32).map(own).collect()
 }
 
+/// Every third token: one in seven of them forbidden, the others biased by -1 to 1.
+fn list(vocab: usize) -> Vec<TokenBias> {
+    let bias = |token: usize| if token % 7 == 6 { f32::NEG_INFINITY } else { (token % 5) as f32 / 2.0 - 1.0 };
+    (0..vocab).step_by(3).map(|token| TokenBias { token: token as u32, bias: bias(token) }).collect()
+}
+
+/// A list of the whole, the end of it as the only tokens, with everything else, and a row that reports its last token.
+fn with_lists(vocab: usize) -> Vec<SamplingRow> {
+    let [greedy, draw, everything] = ROWS;
+    let biases = list(vocab).len() as u32;
+    let half = biases / 2;
+    vec![
+        SamplingRow { biases, ..greedy },
+        SamplingRow { first_bias: half, biases: biases - half, flags: ONLY_LISTED, ..draw },
+        SamplingRow { biases, ..everything },
+        SamplingRow::report(vocab as u32 - 1, 20),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let [greedy, draw, everything] = ROWS;
     vec![
         sample("every kind", Size::Edge, ROWS.to_vec(), 331),
         sample("two tokens", Size::Edge, repeat(draw, 2), 2),
         sample("odd", Size::Edge, repeat(everything, 3), 1027),
+        listed("lists", Size::Edge, with_lists(331), 331, list(331)),
         sample("greedy", Size::Real, repeat(greedy, 1), 32064),
         sample("greedy", Size::Real, repeat(greedy, 8), 32064),
         sample("draw", Size::Real, repeat(draw, 8), 32064),
         sample("everything", Size::Real, repeat(everything, 8), 32064),
+        listed("lists", Size::Real, with_lists(32064), 32064, list(32064)),
     ]
 }
