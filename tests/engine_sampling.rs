@@ -111,7 +111,7 @@ fn prompts_are_reported_token_by_token() {
     let engine = engine();
     let long = "a moon over the sea and a cat on a roof. ".repeat(4);
     for (text, pictures) in [("a cat", 0), (&long[..], 0), ("USER: <image>\nwhat is this? ASSISTANT:", 1)] {
-        let mut report = |prompt_logprobs| {
+        let report = |prompt_logprobs| {
             let sampling = Sampling { prompt_logprobs, top_logprobs: 2, ..greedy(5) };
             ask(&engine, &request(text, pictures, sampling)).unwrap()
         };
