@@ -168,3 +168,12 @@ pub struct Geometry {
     /// [`GpuInfo::sm_90a`] says that its code is there that waits; what is compiled for older architectures does not.
     pub pdl: bool,
 }
+
+impl Geometry {
+    /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a row is
+    /// added up in the same order in any batch.
+    pub fn row_a_block(symbol: &'static str, rows: usize, cols: usize, gpu: &GpuInfo) -> Geometry {
+        let threads = cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
+        Geometry { symbol, grid: [rows as u32, 1, 1], block: [threads, 1, 1], smem: 0, cluster: 1, pdl: gpu.sm_90a }
+    }
+}

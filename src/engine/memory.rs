@@ -50,6 +50,11 @@ pub(super) struct Placed {
 }
 
 impl Memory {
+    /// Image row of the first kept tile: those of the tiles that are being encoded stand before it.
+    pub(super) fn first_kept_row(&self, tile_rows: usize) -> usize {
+        self.max_tiles * tile_rows
+    }
+
     /// What the scheduler must keep to, for a model whose tiles have `tile_rows` rows.
     pub(super) fn scheduler(&self, options: &Options, tile_rows: usize) -> SchedulerLimits {
         SchedulerLimits {
@@ -60,7 +65,7 @@ impl Memory {
             max_tiles: self.max_tiles,
             pages: self.kept_tiles,
             page_rows: tile_rows,
-            first_row: self.max_tiles * tile_rows,
+            first_row: self.first_kept_row(tile_rows),
             prefix_caching: options.prefix_caching,
             encoder_caching: options.encoder_caching,
         }

@@ -170,6 +170,7 @@ impl<B: Backend> Worker<B> {
     /// Encode pictures together, and copy their rows to their pages.
     fn encode(&mut self, step: &Step) -> anyhow::Result<()> {
         let tile_rows = self.runner.model().tile_rows();
+        let first_kept = self.shared.memory.first_kept_row(tile_rows);
         let (mut pictures, mut moves, mut first) = (Vec::new(), Vec::new(), 0);
         for encode in &step.encode {
             let Some(picture) = self.jobs.get(&encode.id).and_then(|job| job.pictures.get(encode.place)) else {
@@ -177,18 +178,13 @@ impl<B: Backend> Worker<B> {
             };
             for (i, &page) in encode.pages.iter().enumerate() {
                 let rows = tile_rows.min(picture.tokens - i * tile_rows);
-                moves.push(RowMove { from: first + i * tile_rows, to: self.first_row() + page * tile_rows, rows });
+                moves.push(RowMove { from: first + i * tile_rows, to: first_kept + page * tile_rows, rows });
             }
             first += picture.tokens;
             pictures.push(picture);
         }
         self.runner.encode(&pictures, None)?;
         self.runner.keep(&moves)
-    }
-
-    /// Image row of the first page.
-    fn first_row(&self) -> usize {
-        self.shared.memory.max_tiles * self.runner.model().tile_rows()
     }
 
     /// Hand every sampled token to its request.

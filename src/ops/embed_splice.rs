@@ -73,17 +73,8 @@ impl Launch for EmbedSplice {
         }
     }
 
-    /// One block a row and one thread for eight columns, in whole warps.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
-        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
-        Geometry {
-            symbol: symbol!("embed_splice", self.y.dtype()),
-            grid: [self.rows as u32, 1, 1],
-            block: [threads, 1, 1],
-            smem: 0,
-            cluster: 1,
-            pdl: gpu.sm_90a,
-        }
+        Geometry::row_a_block(symbol!("embed_splice", self.y.dtype()), self.rows, self.cols, gpu)
     }
 }
 

@@ -84,17 +84,7 @@ impl Launch for RmsNorm {
         }
     }
 
-    /// One block a row and one thread for eight columns, in whole warps. The block depends on `cols` alone, so that a
-    /// row is added up in the same order in any batch.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
-        let threads = self.cols.div_ceil(8).next_multiple_of(32).min(1024) as u32;
-        Geometry {
-            symbol: symbol!("rmsnorm", self.x.dtype()),
-            grid: [self.rows as u32, 1, 1],
-            block: [threads, 1, 1],
-            smem: 0,
-            cluster: 1,
-            pdl: gpu.sm_90a,
-        }
+        Geometry::row_a_block(symbol!("rmsnorm", self.x.dtype()), self.rows, self.cols, gpu)
     }
 }
