@@ -26,7 +26,7 @@ pub use generation::{Generation, SamplingDefaults};
 pub use llama::LlamaConfig;
 pub use llava::{LlavaConfig, Select};
 pub use model::{Activation, Family, ModelConfig};
-pub use preprocessor::{Preprocessor, Resample, Resize};
+pub use preprocessor::{Preprocessor, ProcessorKwargs, Resample, Resize};
 
 /// Largest settings file, in bytes.
 pub const MAX_FILE: u64 = 16 << 20;
@@ -95,6 +95,15 @@ impl Config {
         let processor = preprocessor::parse(files.preprocessor, files.processor, llava)?;
         Ok(Config { generation, preprocessor: processor.image, image_token: processor.image_token, model })
     }
+}
+
+/// `mm_processor_kwargs` from JSON, as the command line has them. Which options a model has is for
+/// [`Preprocessor::with_kwargs`] to say.
+///
+/// # Errors
+/// When `text` is not a JSON object without repeated keys.
+pub fn processor_kwargs(text: &str) -> Result<ProcessorKwargs> {
+    json::object("mm_processor_kwargs", text.as_bytes())
 }
 
 /// The content of a file, or nothing when there is none of that name.

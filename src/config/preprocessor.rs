@@ -36,7 +36,28 @@ pub struct Preprocessor {
     pub mean: [f64; 3],
     /// Of red, green and blue, after rescaling; none is 0.
     pub std: [f64; 3],
+    /// Whether `do_pad` may be true: LlavaImageProcessor pads when told to, CLIPImageProcessor never.
+    pub may_pad: bool,
 }
+
+/// `mm_processor_kwargs`: settings of the picture processor by their names in Hugging Face's files.
+pub type ProcessorKwargs = serde_json::Map<String, Value>;
+
+/// Those that are known.
+const KWARGS: [&str; 12] = [
+    "do_convert_rgb",
+    "do_pad",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+];
 
 /// `size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +85,7 @@ pub enum Resample {
 /// `image_processor_type` without its suffix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Never pads.
     Clip,
-    /// Pads when told to.
     Llava,
 }
 
@@ -105,9 +124,23 @@ const PROCESSOR: &str = "processor_config.json";
 /// Largest side of a resized or cropped picture.
 const MAX_SIDE: usize = 4096;
 
-/// Means and deviations of CLIP's training pictures.
-const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+/// What a file does not say: the defaults of transformers' CLIPImageProcessor, with the means and deviations of CLIP's
+/// training pictures.
+const CLIP: Preprocessor = Preprocessor {
+    do_convert_rgb: true,
+    do_pad: false,
+    do_resize: true,
+    size: Resize::ShortestEdge(224),
+    resample: Resample::Bicubic,
+    do_center_crop: true,
+    crop_size: (224, 224),
+    do_rescale: true,
+    rescale_factor: 1.0 / 255.0,
+    do_normalize: true,
+    mean: [0.48145466, 0.4578275, 0.40821073],
+    std: [0.26862954, 0.26130258, 0.27577711],
+    may_pad: false,
+};
 
 /// What the two files say together.
 pub(super) struct Processor {
@@ -133,10 +166,17 @@ pub(super) fn parse(preprocessor: Option<&[u8]>, processor: Option<&[u8]>, llava
         None => (None, None),
     };
     let image = match (own, nested) {
-        (Some(own), Some(nested)) if own != nested => {
-            bail!("{FILE} contradicts {PROCESSOR}: image_processor; remove the one that is out of date")
+        (Some(own), Some(nested)) => {
+            // Either may leave out the class that decides this.
+            let may_pad = own.may_pad || nested.may_pad;
+            let [own, nested] = [own, nested].map(|p| Preprocessor { may_pad, ..p });
+            ensure!(
+                own == nested,
+                "{FILE} contradicts {PROCESSOR}: image_processor; remove the one that is out of date"
+            );
+            own
         }
-        (Some(image), _) | (None, Some(image)) => image,
+        (Some(image), None) | (None, Some(image)) => image,
         (None, None) => bail!(
             "{FILE} is not there, and no {PROCESSOR} with an image_processor either; without it nobody knows how \
              pictures were prepared for this model. Download it into the model directory"
@@ -177,29 +217,53 @@ impl Preprocessor {
             o.only(key, false)?;
         }
         o.only("pad_size", Value::Null)?;
+        let defaults = Preprocessor { may_pad: kind == Some(Kind::Llava), ..CLIP };
+        let processor = defaults.overlaid(o, vision.image_size)?;
+        o.finish(&[INERT])?;
+        Ok(processor)
+    }
+
+    /// These settings with some of them replaced. Whatever they are, the result must be a square of `side` pixels.
+    ///
+    /// # Errors
+    /// When an option is unknown or has a value that this processor cannot do.
+    pub fn with_kwargs(&self, kwargs: &ProcessorKwargs, side: usize) -> Result<Preprocessor> {
+        if let Some((key, value)) = kwargs.iter().find(|(key, _)| !KWARGS.contains(&key.as_str())) {
+            bail!(
+                "mm_processor_kwargs: {} = {} is no option of this model's picture processor; it has {}",
+                json::shown_key(key),
+                json::shown(value),
+                KWARGS.join(", ")
+            );
+        }
+        self.overlaid(&mut Object::new("mm_processor_kwargs", kwargs, Nulls::Everywhere), side)
+    }
+
+    /// These settings, replaced where the object says something else.
+    fn overlaid(&self, o: &mut Object, side: usize) -> Result<Preprocessor> {
         let processor = Preprocessor {
-            do_convert_rgb: o.flag("do_convert_rgb")?.unwrap_or(true),
-            do_pad: o.flag("do_pad")?.unwrap_or(false),
-            do_resize: o.flag("do_resize")?.unwrap_or(true),
-            size: o.read("size", SIZES, resize)?.unwrap_or(Resize::ShortestEdge(224)),
-            resample: o.read("resample", "2 (bilinear) or 3 (bicubic)", resample)?.unwrap_or(Resample::Bicubic),
-            do_center_crop: o.flag("do_center_crop")?.unwrap_or(true),
-            crop_size: o.read("crop_size", CROPS, crop)?.unwrap_or((224, 224)),
-            do_rescale: o.flag("do_rescale")?.unwrap_or(true),
+            do_convert_rgb: o.flag("do_convert_rgb")?.unwrap_or(self.do_convert_rgb),
+            do_pad: o.flag("do_pad")?.unwrap_or(self.do_pad),
+            do_resize: o.flag("do_resize")?.unwrap_or(self.do_resize),
+            size: o.read("size", SIZES, resize)?.unwrap_or(self.size),
+            resample: o.read("resample", "2 (bilinear) or 3 (bicubic)", resample)?.unwrap_or(self.resample),
+            do_center_crop: o.flag("do_center_crop")?.unwrap_or(self.do_center_crop),
+            crop_size: o.read("crop_size", CROPS, crop)?.unwrap_or(self.crop_size),
+            do_rescale: o.flag("do_rescale")?.unwrap_or(self.do_rescale),
             rescale_factor: o
                 .number("rescale_factor", "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)?
-                .unwrap_or(1.0 / 255.0),
-            do_normalize: o.flag("do_normalize")?.unwrap_or(true),
-            mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or(CLIP_MEAN),
-            std: o.read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x > 0.0))?.unwrap_or(CLIP_STD),
+                .unwrap_or(self.rescale_factor),
+            do_normalize: o.flag("do_normalize")?.unwrap_or(self.do_normalize),
+            mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or(self.mean),
+            std: o.read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x > 0.0))?.unwrap_or(self.std),
+            may_pad: self.may_pad,
         };
         ensure!(
-            !processor.do_pad || kind == Some(Kind::Llava),
+            !processor.do_pad || processor.may_pad,
             "{} = true contradicts image_processor_type: CLIPImageProcessor never pads, LlavaImageProcessor does",
             o.at("do_pad")
         );
-        processor.fits(o, vision.image_size)?;
-        o.finish(&[INERT])?;
+        processor.fits(o, side)?;
         Ok(processor)
     }
 
