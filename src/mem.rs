@@ -174,6 +174,12 @@ impl<T> Buf<T> {
         }
     }
 
+    /// The same place as bytes: what a host has that knows an element's type at run time only.
+    pub fn bytes(&self) -> Buf<u8> {
+        let span = self.span();
+        Buf::from_span(Span { dtype: DType::U8, len: span.bytes(), ..span })
+    }
+
     /// The buffer at `span`.
     pub(crate) fn from_span(span: Span) -> Buf<T> {
         Buf { region: span.region, dtype: span.dtype, byte: span.byte, len: span.len, element: PhantomData }
@@ -337,6 +343,16 @@ impl Source {
         Ok(())
     }
 
+    /// The elements `range`, which share the bytes.
+    ///
+    /// # Panics
+    /// If the range leaves the source.
+    pub fn slice(&self, range: Range<usize>) -> Source {
+        assert!(range.start <= range.end && range.end <= self.len(), "elements {range:?} of {self:?}");
+        let at = |element: usize| self.range.start + element * self.dtype.size();
+        Source { range: at(range.start)..at(range.end), ..self.clone() }
+    }
+
     /// Type of an element.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -408,6 +424,7 @@ mod tests {
         l.take::<u8>(1);
         let b = l.take::<Act>(100).slice(10..20);
         assert_eq!((b.span().byte, b.len()), (256 + 20, 10));
+        assert_eq!((b.bytes().span().byte, b.bytes().len()), (256 + 20, 20));
         assert_eq!(Bases::new([1, 1000, 3, 4]).at(b), 1276);
     }
 
@@ -450,5 +467,7 @@ mod tests {
         assert_eq!((ones.bytes(), ones.dtype()), (&[0, 60, 0, 60, 0, 60][..], DType::F16));
         assert_eq!(ones.clone().bytes().as_ptr(), ones.bytes().as_ptr());
         assert!(Source::from_vec(Vec::<f32>::new()).is_empty());
+        let tail = Source::from_vec(vec![1i32, 2, 3]).slice(1..3);
+        assert_eq!((tail.bytes(), tail.slice(1..2).bytes()), (&[2, 0, 0, 0, 3, 0, 0, 0][..], &[3, 0, 0, 0][..]));
     }
 }
