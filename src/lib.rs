@@ -34,5 +34,5 @@ pub mod text;
 pub mod weights;
 pub mod workbench;
 
-pub use engine::{Engine, Options, Output, Prompt, Request, Sampling};
+pub use engine::{Engine, ImageInput, Options, Output, Prompt, Request, Sampling};
 pub use error::{DeviceLost, Error, Result};

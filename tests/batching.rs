@@ -4,7 +4,6 @@
 
 #![allow(clippy::print_stdout, reason = "what the runs came across is worth seeing")]
 
-use std::fs;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -30,9 +29,9 @@ fn alone() -> Options {
 }
 
 fn request(text: &str, pictures: &[&str], sampling: Sampling) -> Request {
-    let picture = |name: &&str| fs::read(goldens().join(format!("pictures/{name}.png"))).unwrap();
+    let picture = |name: &&str| goldens().join(format!("pictures/{name}.png")).into();
     let images = pictures.iter().map(picture).collect();
-    Request { prompt: Prompt::Raw(text.into()), images, sampling, cache_salt: None }
+    Request { prompt: Prompt::Raw(text.into()), images, sampling, ..Request::default() }
 }
 
 fn greedy(tokens: usize) -> Sampling {
@@ -276,10 +275,10 @@ fn a_storm_of_cancellations_leaves_an_engine_that_answers_at_once() {
 #[test]
 fn a_bad_request_among_good_ones_spoils_none() {
     let (mut requests, expected) = (requests(), expected());
-    requests[2].images[0].truncate(100);
+    requests[2].images[0] = vec![0; 100].into();
     requests[4].sampling.top_p = 7.0;
     requests[6].prompt = Prompt::Raw("word ".repeat(5000));
-    requests[9].images.push(vec![0; 10]);
+    requests[9].images.push(vec![0; 10].into());
     let engine = engine(Options::default());
     let mut told = Vec::new();
     let outputs = engine.generate_with(&requests, |i, output| told.push((i, output.is_ok())));

@@ -86,7 +86,7 @@ fn every_step_of_tiny_models_agrees_with_the_references() {
         let pictures = ["wide", "tall"].map(|name| {
             let bytes = fs::read(format!("tests/goldens/pictures/{name}.png")).unwrap();
             let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
-            both.cpu.model().prepare(&rgb).unwrap()
+            both.cpu.model().prepare(&rgb, None).unwrap()
         });
         both.cpu.encode(&pictures, None).unwrap();
         both.cuda.encode(&pictures, None).unwrap();
@@ -194,7 +194,7 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
         let mut four = Four::open(dtype);
         let bytes = fs::read("demo/images/shapes.jpg").unwrap();
         let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
-        let picture = four.runners[0].model().prepare(&rgb).unwrap();
+        let picture = four.runners[0].model().prepare(&rgb, None).unwrap();
         let rows = picture.tokens as i32;
         four.encode(&picture);
         let prompt: Vec<i32> = [1, 40].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51]).collect();
@@ -220,9 +220,9 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
 fn ask(engine: &Engine, file: &str, question: &str) -> (String, String) {
     let request = Request {
         prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
-        images: vec![fs::read(Path::new("demo/images").join(file)).unwrap()],
+        images: vec![Path::new("demo/images").join(file).into()],
         sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
-        cache_salt: None,
+        ..Request::default()
     };
     let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
     (output.text, output.logits_hash)

@@ -15,7 +15,7 @@ use ocelli::backend::cuda::Cuda;
 use ocelli::engine::{Checkpoint, Options, Runner};
 use ocelli::image::{Alpha, ClipProcessor, Filter, Limits as DecodeLimits, Rgb, Size, decode};
 use ocelli::mem::{Buf, DType, Layout, Region};
-use ocelli::models::{Limits, Picture, PictureArea, Pixels};
+use ocelli::models::{Content, Limits, Picture, PictureArea};
 use ocelli::plan::{Backend, Plan};
 
 const LLAVA: ClipProcessor = ClipProcessor {
@@ -179,9 +179,9 @@ fn a_runner_brings_every_picture_to_its_tile() {
         let bytes = fs::read(format!("tests/goldens/pictures/{name}.png")).unwrap();
         decode(&bytes, Alpha::White, &DecodeLimits::default()).unwrap()
     });
-    let host: Vec<_> = pictures.iter().map(|p| model.prepare(p).unwrap()).collect();
-    let device: Vec<_> = pictures.into_iter().map(|p| model.prepare_for_device(p).unwrap()).collect();
-    assert!(device.iter().all(|t| matches!(t.pixels, Pixels::Picture(_))));
+    let host: Vec<_> = pictures.iter().map(|p| model.prepare(p, None).unwrap()).collect();
+    let device: Vec<_> = pictures.into_iter().map(|p| model.prepare_for_device(p, None).unwrap()).collect();
+    assert!(device.iter().all(|t| matches!(t.content, Content::Picture(_))));
     let cuda = Cuda::new(0, model.regions(), 0xff).unwrap();
     let mut runner = Runner::new(cuda, model, |_| ()).unwrap();
     let pixels = runner.model().pixels().span();

@@ -32,9 +32,9 @@ fn same_text_as_transformers(dtype: Option<DType>) {
         let (file, question) = (item["file"].as_str().unwrap(), item["question"].as_str().unwrap());
         let request = Request {
             prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
-            images: vec![fs::read(demo("images").join(file)).unwrap()],
+            images: vec![demo("images").join(file).into()],
             sampling: Sampling { temperature: 0.0, max_tokens: Some(64), ..Sampling::default() },
-            cache_salt: None,
+            ..Request::default()
         };
         let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(output.text, item["text"].as_str().unwrap(), "{file}: {question}");

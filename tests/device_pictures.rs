@@ -7,7 +7,7 @@ use std::path::Path;
 use ocelli::backend::Cpu;
 use ocelli::engine::{Checkpoint, Options, Runner};
 use ocelli::image::{Alpha, Rgb, decode};
-use ocelli::models::{Limits, Pixels, Tiles, Vlm};
+use ocelli::models::{Content, Limits, Tiles, Vlm};
 use ocelli::plan::Backend;
 
 fn model(max_tiles: usize) -> Box<dyn Vlm> {
@@ -43,13 +43,13 @@ fn encoded(pictures: &[Tiles]) -> (Vec<u8>, Vec<u8>) {
 #[test]
 fn it_does_not_matter_where_a_picture_is_resized() {
     let model = model(3);
-    let host = ["wide", "tall", "large"].map(|name| model.prepare(&picture(name)).unwrap());
-    let device = ["wide", "tall", "large"].map(|name| model.prepare_for_device(picture(name)).unwrap());
+    let host = ["wide", "tall", "large"].map(|name| model.prepare(&picture(name), None).unwrap());
+    let device = ["wide", "tall", "large"].map(|name| model.prepare_for_device(picture(name), None).unwrap());
     for (host, device) in host.iter().zip(&device) {
-        assert!(matches!((&host.pixels, &device.pixels), (Pixels::Ready(_), Pixels::Picture(_))));
+        assert!(matches!((&host.content, &device.content), (Content::Pixels(_), Content::Picture(_))));
         assert_eq!(
-            (host.tiles, host.tokens, host.pixels.bytes()),
-            (device.tiles, device.tokens, device.pixels.bytes())
+            (host.tiles, host.tokens, host.content.bytes()),
+            (device.tiles, device.tokens, device.content.bytes())
         );
     }
     let expected = encoded(&host);
@@ -65,9 +65,10 @@ fn pictures_that_there_is_no_room_for_are_resized_on_the_host() {
     let model = model(1);
     for (width, height) in [(2400, 2400), (16 << 20, 1)] {
         let picture = Rgb::filled(width, height, [1, 2, 3]).unwrap();
-        let (device, host) = (model.prepare_for_device(picture.clone()).unwrap(), model.prepare(&picture).unwrap());
-        match (device.pixels, host.pixels) {
-            (Pixels::Ready(device), Pixels::Ready(host)) => assert!(device == host),
+        let (device, host) =
+            (model.prepare_for_device(picture.clone(), None).unwrap(), model.prepare(&picture, None).unwrap());
+        match (device.content, host.content) {
+            (Content::Pixels(device), Content::Pixels(host)) => assert!(device == host),
             other => panic!("{width}x{height}: {other:?}"),
         }
     }

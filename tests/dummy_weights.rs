@@ -36,9 +36,9 @@ fn answer(dir: &Path, options: &Options) -> Output {
     let engine = Engine::open(dir, options, |_, _| ()).unwrap();
     let request = Request {
         prompt: Prompt::Raw("USER: <image>\nwhat is this? ASSISTANT:".into()),
-        images: vec![fs::read("tests/goldens/pictures/wide.png").unwrap()],
+        images: vec![Path::new("tests/goldens/pictures/wide.png").into()],
         sampling: Sampling { temperature: 0.0, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() },
-        cache_salt: None,
+        ..Request::default()
     };
     engine.answer(&request, |_| ControlFlow::Continue(())).unwrap()
 }

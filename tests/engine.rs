@@ -30,9 +30,9 @@ fn greedy(tokens: usize) -> Sampling {
 fn raw(text: &str, pictures: &[&str], sampling: Sampling) -> Request {
     Request {
         prompt: Prompt::Raw(text.into()),
-        images: pictures.iter().map(|p| picture(p)).collect(),
+        images: pictures.iter().map(|p| picture(p).into()).collect(),
         sampling,
-        cache_salt: None,
+        ..Request::default()
     }
 }
 
@@ -101,16 +101,20 @@ fn text_of_a_message_is_text() {
     let chat = |text: &str, images| Prompt::Chat(vec![Message::with_images(Role::User, images, text)]);
     let hostile = Request {
         prompt: chat("say <image> and </s> and <pad>", 1),
-        images: vec![picture("square")],
+        images: vec![picture("square").into()],
         sampling: greedy(4),
-        cache_salt: None,
+        ..Request::default()
     };
     let output = answer(&engine, &hostile);
     assert_eq!(output.image_tokens, [16]);
     assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
     assert!(!output.prompt_token_ids.contains(&2) && !output.prompt_token_ids.contains(&324));
-    let none =
-        Request { prompt: chat("<image>", 0), images: vec![picture("square")], sampling: greedy(4), cache_salt: None };
+    let none = Request {
+        prompt: chat("<image>", 0),
+        images: vec![picture("square").into()],
+        sampling: greedy(4),
+        ..Request::default()
+    };
     assert!(refusal(&engine, &none).contains("0 picture placeholders for 1 pictures"));
 }
 
@@ -226,8 +230,8 @@ fn a_bad_request_is_refused_and_the_next_good_one_answered() {
     let good = raw(QUESTION, &["wide"], greedy(6));
     let expected = answer(&engine, &good).logits_hash;
     let five = raw(&format!("{} compare", "<image>".repeat(5)), &["wide"; 5], greedy(1));
-    let cut = Request { images: vec![picture("large")[..5000].to_vec()], ..good.clone() };
-    let noise = Request { images: vec![vec![7; 1000]], ..good.clone() };
+    let cut = Request { images: vec![picture("large")[..5000].into()], ..good.clone() };
+    let noise = Request { images: vec![vec![7; 1000].into()], ..good.clone() };
     let bad = [
         (five, "5 pictures; at most 4"),
         (Request { images: vec![], ..good.clone() }, "1 picture placeholders for 0 pictures"),

@@ -24,9 +24,9 @@ fn request(text: &str, pictures: usize, sampling: Sampling) -> Request {
     let picture = || fs::read("tests/goldens/pictures/wide.png").unwrap();
     Request {
         prompt: Prompt::Raw(text.into()),
-        images: (0..pictures).map(|_| picture()).collect(),
+        images: (0..pictures).map(|_| picture().into()).collect(),
         sampling,
-        cache_salt: None,
+        ..Request::default()
     }
 }
 

@@ -192,7 +192,7 @@ fn the_dummy_image_costs_the_most_tokens() {
     for folder in ["llava-tiny-mha", "llava-tiny-gqa"] {
         let g = open(folder, None);
         let model = g.runner.model();
-        let tiles = model.prepare(&model.dummy_image().unwrap()).unwrap();
+        let tiles = model.prepare(&model.dummy_image().unwrap(), None).unwrap();
         assert_eq!(tiles.tokens, model.max_image_tokens());
         assert_eq!(tiles.tokens, g.checkpoint.llava().image_tokens());
     }

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{EngineArgs, ModelArgs, run};
-use crate::engine::{Device, Engine, Options, Output, Prompt, Request, Sampling};
+use crate::engine::{Device, Engine, ImageInput, Options, Output, Prompt, Request, Sampling};
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
@@ -49,7 +49,7 @@ pub(crate) struct LatencyArgs {
 
 pub(super) fn run(command: &BenchCommand) -> Result<()> {
     let BenchCommand::Latency(args) = command;
-    let pictures = args.image.iter().map(|path| run::read_picture(path)).collect::<Result<Vec<_>>>()?;
+    let pictures = args.image.iter().map(|path| ImageInput::open(path)).collect::<Result<Vec<_>>>()?;
     // Every request is the same: with caches, all but the first would have next to nothing to do.
     let options = args.engine.apply(args.model.options(), args.device);
     let options = Options { prefix_caching: false, encoder_caching: false, ..options };
@@ -65,10 +65,10 @@ pub(super) fn run(command: &BenchCommand) -> Result<()> {
 }
 
 /// A greedy request whose prompt has exactly the length that was asked for: pictures, and a word over and over.
-fn request(engine: &Engine, pictures: Vec<Vec<u8>>, args: &LatencyArgs) -> Result<Request> {
+fn request(engine: &Engine, pictures: Vec<ImageInput>, args: &LatencyArgs) -> Result<Request> {
     let head = "<image>\n".repeat(pictures.len());
     let sampling = Sampling { temperature: 0.0, max_tokens: Some(1), ignore_eos: true, ..Sampling::default() };
-    let mut request = Request { prompt: Prompt::Raw(String::new()), images: pictures, sampling, cache_salt: None };
+    let mut request = Request { images: pictures, sampling, ..Request::default() };
     let wanted = args.input_len as usize;
     let mut words = 1;
     loop {

@@ -7,8 +7,8 @@ use anyhow::Result;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use super::run::{closing_line, read_picture, stream};
-use crate::engine::{Engine, Prompt, Request, Sampling};
+use super::run::{closing_line, stream};
+use crate::engine::{Engine, ImageInput, Prompt, Request, Sampling};
 use crate::text::{Message, Role};
 
 const HELP: &str = "/image FILE  add a picture to the next message\n/clear       forget the conversation\n/help        this\n/quit        leave (or Ctrl-D)";
@@ -16,13 +16,13 @@ const HELP: &str = "/image FILE  add a picture to the next message\n/clear      
 /// What was said so far, and the pictures that go with the next message.
 struct Conversation {
     messages: Vec<Message>,
-    pictures: Vec<Vec<u8>>,
-    /// Pictures that no message refers to yet.
+    pictures: Vec<ImageInput>,
+    /// Those of them that no message refers to yet.
     waiting: usize,
 }
 
 /// Talk until the input ends.
-pub(super) fn run(engine: &Engine, pictures: Vec<Vec<u8>>, sampling: &Sampling) -> Result<()> {
+pub(super) fn run(engine: &Engine, pictures: Vec<ImageInput>, sampling: &Sampling) -> Result<()> {
     let waiting = pictures.len();
     let mut talk = Conversation { messages: Vec::new(), pictures, waiting };
     let mut lines = Lines::new()?;
@@ -37,9 +37,9 @@ pub(super) fn run(engine: &Engine, pictures: Vec<Vec<u8>>, sampling: &Sampling) 
             ("/help", _) => writeln!(io::stderr(), "{HELP}")?,
             ("/clear", _) => talk = Conversation { messages: Vec::new(), pictures: Vec::new(), waiting: 0 },
             ("/image", "") => writeln!(io::stderr(), "error: write /image FILE")?,
-            ("/image", path) => match read_picture(Path::new(path.trim())) {
-                Ok(bytes) => {
-                    talk.pictures.push(bytes);
+            ("/image", path) => match ImageInput::open(Path::new(path.trim())) {
+                Ok(picture) => {
+                    talk.pictures.push(picture);
                     talk.waiting += 1;
                 }
                 Err(error) => writeln!(io::stderr(), "error: {error:#}")?,
@@ -54,12 +54,14 @@ pub(super) fn run(engine: &Engine, pictures: Vec<Vec<u8>>, sampling: &Sampling) 
 impl Conversation {
     /// One question and its answer. A question that fails is taken back, with its pictures, so the talk can go on.
     fn say(&mut self, engine: &Engine, text: &str, sampling: &Sampling) -> Result<()> {
-        self.messages.push(Message::with_images(Role::User, self.waiting, text));
+        let new = &self.pictures[self.pictures.len() - self.waiting..];
+        let count = new.iter().map(ImageInput::count).sum();
+        self.messages.push(Message::with_images(Role::User, count, text));
         let request = Request {
             prompt: Prompt::Chat(self.messages.clone()),
             images: self.pictures.clone(),
             sampling: sampling.clone(),
-            cache_salt: None,
+            ..Request::default()
         };
         match stream(engine, &request) {
             Ok(output) => {

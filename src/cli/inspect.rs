@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{ModelArgs, human_bytes};
 use crate::engine::{Checkpoint, available_memory};
 use crate::mem::Region;
-use crate::models::{Limits, Vlm};
+use crate::models::{ImageInputType, Limits, Vlm};
 use crate::ops::KV_BLOCK;
 use crate::weights::Weights;
 
@@ -113,6 +113,14 @@ fn contents(weights: Option<&Weights>, model: &dyn Vlm) -> String {
     format!("{parameters} parameters in {} tensors, {} of random numbers", fills().count(), human_bytes(bytes))
 }
 
+/// Blocks of the vision tower that a picture passes.
+fn blocks_run(c: &Checkpoint) -> usize {
+    match c.image_input_type {
+        ImageInputType::PixelValues => c.llava().vision_blocks(),
+        ImageInputType::ImageFeatures => 0,
+    }
+}
+
 fn as_text(args: &InspectArgs, report: &Report) -> String {
     let Report { checkpoint: c, model, memory: m, warnings } = report;
     let llava = c.llava();
@@ -122,7 +130,7 @@ fn as_text(args: &InspectArgs, report: &Report) -> String {
     out += &format!(
         "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {} tokens a picture\n",
         v.hidden_size,
-        llava.feature_layers.iter().max().unwrap_or(&0),
+        blocks_run(c),
         v.num_hidden_layers,
         v.num_attention_heads,
         v.head_dim,
@@ -192,7 +200,7 @@ fn as_json(args: &InspectArgs, report: &Report) -> Value {
         "vision": {
             "hidden_size": v.hidden_size, "intermediate_size": v.intermediate_size, "num_hidden_layers": v.num_hidden_layers,
             "num_attention_heads": v.num_attention_heads, "head_dim": v.head_dim, "image_size": v.image_size,
-            "patch_size": v.patch_size, "feature_layers": llava.feature_layers,
+            "patch_size": v.patch_size, "feature_layers": llava.feature_layers, "blocks_run": blocks_run(c),
         },
         "text": {
             "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size, "num_hidden_layers": t.num_hidden_layers,

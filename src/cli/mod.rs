@@ -6,6 +6,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod image_args;
 mod inspect;
 mod kernels;
 mod locate;
@@ -22,6 +23,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::engine::{Device, LoadFormat, Options};
 use crate::mem::DType;
+use image_args::ImageArgs;
 
 /// A vision-language inference runtime in Rust and hand-written CUDA.
 #[derive(Parser)]
@@ -73,9 +75,11 @@ pub(crate) struct ModelArgs {
     /// A Jinja chat template, as a file or as text, instead of the checkpoint's
     #[arg(long, env = "OCELLI_CHAT_TEMPLATE", value_name = "FILE|TEXT")]
     chat_template: Option<String>,
-    /// Pictures a prompt may hold
-    #[arg(long, env = "OCELLI_LIMIT_MM_PER_PROMPT", default_value = "image=4", value_name = "image=N", value_parser = image_limit)]
+    /// Pictures a prompt may hold, however they are given
+    #[arg(long, env = "OCELLI_LIMIT_MM_PER_PROMPT", default_value = "image=4", value_name = "image=N", value_parser = image_args::limit)]
     limit_mm_per_prompt: u32,
+    #[command(flatten)]
+    images: ImageArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,7 +98,7 @@ impl ModelArgs {
     }
 
     fn options(&self) -> Options {
-        Options {
+        let options = Options {
             device: Device::Auto,
             load_format: self.load_format,
             dtype: match self.dtype {
@@ -107,7 +111,8 @@ impl ModelArgs {
             chat_template: self.chat_template.clone(),
             max_images: self.limit_mm_per_prompt as usize,
             ..Options::default()
-        }
+        };
+        self.images.apply(options)
     }
 }
 
@@ -146,15 +151,6 @@ impl EngineArgs {
             encoder_caching: !self.no_encoder_cache,
             ..options
         }
-    }
-}
-
-/// `image=N`, or `N` alone.
-fn image_limit(text: &str) -> Result<u32, String> {
-    let number = text.strip_prefix("image=").unwrap_or(text);
-    match number.parse() {
-        Ok(n @ 0..=64) => Ok(n),
-        _ => Err("write image=N with N from 0 to 64".into()),
     }
 }
 
@@ -236,16 +232,6 @@ mod tests {
             (123_456_789, "123 MB"),
         ] {
             assert_eq!(human_bytes(bytes), text);
-        }
-    }
-
-    #[test]
-    fn picture_limits_are_vllms_spelling() {
-        assert_eq!(image_limit("image=2"), Ok(2));
-        assert_eq!(image_limit("3"), Ok(3));
-        assert_eq!(image_limit("image=0"), Ok(0));
-        for bad in ["image=", "video=2", "image=65", "-1"] {
-            assert!(image_limit(bad).is_err(), "{bad}");
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{ModelArgs, human_bytes, locate};
 use crate::engine::Checkpoint;
-use crate::models::{Limits, StepShape};
+use crate::models::{ImageInputType, Limits, StepShape};
 use crate::plan::{Plan, Step};
 
 /// Tokens of the largest step that is planned: beyond any memory, and costs still fit 64 bits.
@@ -48,7 +48,7 @@ pub(crate) struct PlanArgs {
 enum Kind {
     /// One token a sequence
     Decode,
-    /// The vision tower and the projector
+    /// The vision tower and the projector, or the projector alone with --image-input-type image_features
     Encode,
     /// Prompts
     Prefill,
@@ -105,7 +105,10 @@ fn build(args: &PlanArgs) -> Result<Plan> {
     })?;
     let shape = StepShape { decode: 0, prefill_seqs: 0, prefill_tokens: 0, logit_rows: batch, context };
     Ok(match kind {
-        Kind::Encode => model.encode_plan(images),
+        Kind::Encode => match checkpoint.image_input_type {
+            ImageInputType::PixelValues => model.encode_plan(images),
+            ImageInputType::ImageFeatures => model.project_plan(images),
+        },
         Kind::Decode => model.step_plan(StepShape { decode: batch, ..shape }),
         Kind::Prefill => {
             model.step_plan(StepShape { prefill_seqs: batch, prefill_tokens: batch * tokens, context: tokens, ..shape })

@@ -1,17 +1,16 @@
 //! `ocelli run`: one answer, streamed; a chat when no prompt is given.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde_json::json;
 
+use super::image_args::PictureArgs;
 use super::{EngineArgs, ModelArgs, chat, human_bytes, progress};
-use crate::engine::{Device, Engine, FinishReason, Options, Output, Prompt, Request, Sampling};
+use crate::engine::{Device, Engine, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling};
 use crate::text::{Message, Role};
 
 #[derive(Args)]
@@ -24,9 +23,8 @@ pub(crate) struct RunArgs {
     /// The question; without it, a chat that takes /image FILE
     #[arg(short, long, env = "OCELLI_PROMPT", value_name = "TEXT")]
     prompt: Option<String>,
-    /// A picture file: PNG, JPEG, WebP, GIF or BMP; may be given several times
-    #[arg(long, value_name = "FILE")]
-    image: Vec<PathBuf>,
+    #[command(flatten)]
+    pictures: PictureArgs,
     /// Take the prompt as it is, without the chat template; its <image> are places of pictures
     #[arg(long, requires = "prompt")]
     raw_prompt: bool,
@@ -99,7 +97,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let sampling = args.sampling.sampling();
     // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
     sampling.check()?;
-    let pictures = args.image.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
+    let pictures = args.pictures.read()?;
     let engine = load(&args.model, args.engine.apply(args.model.options(), args.device))?;
     let Some(text) = &args.prompt else {
         return chat::run(&engine, pictures, &sampling);
@@ -107,27 +105,16 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let prompt = if args.raw_prompt {
         Prompt::Raw(text.clone())
     } else {
-        Prompt::Chat(vec![Message::with_images(Role::User, pictures.len(), text)])
+        let count = pictures.iter().map(ImageInput::count).sum();
+        Prompt::Chat(vec![Message::with_images(Role::User, count, text)])
     };
-    let request = Request { prompt, images: pictures, sampling, cache_salt: None };
+    let request = Request { prompt, images: pictures, sampling, ..Request::default() };
     if args.json {
         let output = engine.answer(&request, |_| ControlFlow::Continue(()))?;
         return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
     }
     let output = stream(&engine, &request)?;
     closing_line(&engine, &output)
-}
-
-/// A picture's bytes. What they are is decided by their content, when the request is checked.
-pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>> {
-    let limit = crate::image::Limits::default().max_bytes;
-    let mut bytes = Vec::new();
-    let file = File::open(path).with_context(|| format!("{}", path.display()))?;
-    ensure!(!file.metadata()?.is_dir(), "{} is a directory; name a picture file", path.display());
-    // Up to the limit whatever the file says of its size: a device has no end.
-    file.take(limit + 1).read_to_end(&mut bytes).with_context(|| format!("{}", path.display()))?;
-    ensure!(bytes.len() as u64 <= limit, "{} has more than the {limit} bytes that a picture may have", path.display());
-    Ok(bytes)
 }
 
 /// Load the model with a bar, and say what there is to say about it.

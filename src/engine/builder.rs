@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use super::{Device, Engine, LoadFormat, Options};
 use crate::Result;
+use crate::config::ProcessorKwargs;
 use crate::mem::DType;
+use crate::models::ImageInputType;
 
 /// How a model is loaded: see [`Options`] for what each choice means and what it is when it is not made.
 #[derive(Clone, Debug)]
@@ -58,6 +60,36 @@ impl Builder {
     /// See [`Options::max_images`].
     pub fn max_images(mut self, images: usize) -> Builder {
         self.options.max_images = images;
+        self
+    }
+
+    /// See [`Options::image_input_type`].
+    pub fn image_input_type(mut self, input: ImageInputType) -> Builder {
+        self.options.image_input_type = input;
+        self
+    }
+
+    /// See [`Options::image_token_id`].
+    pub fn image_token_id(mut self, id: u32) -> Builder {
+        self.options.image_token_id = Some(id);
+        self
+    }
+
+    /// See [`Options::image_input_shape`].
+    pub fn image_input_shape(mut self, shape: impl Into<Vec<usize>>) -> Builder {
+        self.options.image_input_shape = Some(shape.into());
+        self
+    }
+
+    /// See [`Options::image_feature_size`].
+    pub fn image_feature_size(mut self, tokens: usize) -> Builder {
+        self.options.image_feature_size = Some(tokens);
+        self
+    }
+
+    /// See [`Options::mm_processor_kwargs`].
+    pub fn mm_processor_kwargs(mut self, kwargs: ProcessorKwargs) -> Builder {
+        self.options.mm_processor_kwargs = kwargs;
         self
     }
 

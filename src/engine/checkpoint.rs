@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::{LoadFormat, Options};
 use crate::config::{Config, Family, LlavaConfig};
 use crate::mem::DType;
-use crate::models::{self, Limits, Registration, Tensors, Vlm};
+use crate::models::{self, ImageInputType, Limits, Registration, Tensors, Vlm};
 use crate::text::{Builtin, ChatTemplate, TokenName, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -31,6 +31,8 @@ pub struct Checkpoint {
     pub max_model_len: usize,
     /// Pictures a prompt may hold.
     pub max_images: usize,
+    /// What they are given as.
+    pub image_input_type: ImageInputType,
     registration: &'static Registration,
     warnings: Vec<String>,
 }
@@ -42,9 +44,12 @@ impl Checkpoint {
     /// [`Error::Model`] if the checkpoint is broken, contradictory or of a family this build does not know;
     /// [`Error::Request`] if the options ask for what it cannot do.
     pub fn open(dir: &Path, options: &Options) -> Result<Checkpoint> {
-        let config = Config::load(dir).map_err(Error::Model)?;
+        let mut config = Config::load(dir).map_err(Error::Model)?;
         let Family::Llava(llava) = &config.model.family;
         let max_model_len = options.check(llava.text.max_position_embeddings).map_err(Error::Request)?;
+        options.check_images(llava).map_err(Error::Request)?;
+        let preprocessor = config.preprocessor.with_kwargs(&options.mm_processor_kwargs, llava.vision.image_size);
+        config.preprocessor = preprocessor.map_err(Error::Request)?;
         let tokenizer = Checkpoint::tokenizer(dir, llava).map_err(Error::Model)?;
         let template = ChatTemplate::open(
             dir,
@@ -102,6 +107,7 @@ impl Checkpoint {
             dtype,
             max_model_len,
             max_images,
+            image_input_type: options.image_input_type,
             registration,
             warnings,
         })
@@ -113,7 +119,8 @@ impl Checkpoint {
     /// [`Error::Model`] with every tensor that is missing or has another shape.
     pub fn build(&self, limits: Limits) -> Result<Box<dyn Vlm>> {
         let tensors = self.weights.as_ref().map_or(Tensors::Random, Tensors::Stored);
-        (self.registration.build)(&self.config, tensors, self.dtype, limits).map_err(Error::Model)
+        (self.registration.build)(&self.config, tensors, self.dtype, limits, self.image_input_type)
+            .map_err(Error::Model)
     }
 
     /// See [`Weights::check_unchanged`].

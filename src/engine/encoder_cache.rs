@@ -9,11 +9,51 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Result, ensure};
 
-/// What a picture is to the vision tower: a hash of its pixels, their dimensions, and all that is done to them.
+use crate::config::Preprocessor;
+use crate::image::Rgb;
+use crate::mem::Source;
+use crate::models::Content;
+
+/// What a picture is to the model: a hash of its pixels, their dimensions, and all that is done to them; or of the type,
+/// the dimensions and the numbers of the rows in their place, and of what those are.
 ///
 /// 256 bits, so that two pictures never meet in one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PictureKey(pub [u8; 32]);
+
+impl PictureKey {
+    /// What is done to pixels before the model sees them.
+    pub(super) fn of_processing(how: &Preprocessor) -> PictureKey {
+        PictureKey(*blake3::hash(format!("{how:?}").as_bytes()).as_bytes())
+    }
+
+    /// Pixels, and what is done to them.
+    pub(super) fn of_pixels(rgb: &Rgb, processing: PictureKey) -> PictureKey {
+        let size = [rgb.width(), rgb.height()].map(u32::to_le_bytes);
+        PictureKey::of(b"pixels", &[&processing.0, size.as_flattened(), rgb.data()])
+    }
+
+    /// Rows that a caller brings as `content`, of `shape`, with the numbers as they came.
+    pub(super) fn of_rows(content: &Content, shape: [usize; 2], rows: &Source) -> PictureKey {
+        let kind: &[u8] = match content {
+            Content::Pixels(_) | Content::Picture(_) => b"pixels",
+            Content::Features(_) => b"features",
+            Content::Embeddings(_) => b"embeddings",
+        };
+        let shape = shape.map(|dim| (dim as u64).to_le_bytes());
+        PictureKey::of(kind, &[rows.dtype().name().as_bytes(), shape.as_flattened(), rows.bytes()])
+    }
+
+    /// The length of every part stands before it, so that no two lists of parts look alike.
+    fn of(kind: &[u8], parts: &[&[u8]]) -> PictureKey {
+        let mut hash = blake3::Hasher::new();
+        for part in [&[kind], parts].concat() {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        PictureKey(*hash.finalize().as_bytes())
+    }
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -165,10 +205,37 @@ impl EncoderCache {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::mem::DType;
 
     fn key(n: u8) -> PictureKey {
         PictureKey([n; 32])
+    }
+
+    #[test]
+    fn the_same_bytes_as_something_else_are_another_picture() {
+        let bytes = vec![0u8; 24];
+        let rgb = |w, h| PictureKey::of_pixels(&Rgb::new(w, h, bytes.clone()).unwrap(), key(1));
+        let rows = |content: fn(Source) -> Content, shape, dtype| {
+            let rows = Source::new(Arc::new(bytes.clone()), 0..24, dtype).unwrap();
+            PictureKey::of_rows(&content(rows.clone()), shape, &rows)
+        };
+        let keys = [
+            rgb(4, 2),
+            rgb(2, 4),
+            PictureKey::of_pixels(&Rgb::new(4, 2, bytes.clone()).unwrap(), key(2)),
+            rows(Content::Features, [3, 2], DType::F32),
+            rows(Content::Features, [2, 3], DType::F32),
+            rows(Content::Embeddings, [3, 2], DType::F32),
+            rows(Content::Features, [3, 2], DType::F16),
+            rows(Content::Features, [3, 2], DType::Bf16),
+        ];
+        let different: HashSet<_> = keys.into_iter().collect();
+        assert_eq!(different.len(), keys.len());
+        assert_eq!(rgb(4, 2), keys[0]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! threads that ask. [`Engine`] is a handle that every thread may use.
 //!
 //! ```no_run
+//! use std::path::Path;
+//!
 //! use ocelli::engine::{Engine, Event, Prompt, Request, Sampling};
 //! use ocelli::text::{Message, Role};
 //!
@@ -11,9 +13,9 @@
 //! let engine = Engine::builder("llava-1.5-7b-hf").max_num_seqs(64).open()?;
 //! let request = Request {
 //!     prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, "What is in this picture?")]),
-//!     images: vec![std::fs::read("cat.jpg")?],
+//!     images: vec![Path::new("cat.jpg").into()],
 //!     sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-//!     cache_salt: None,
+//!     ..Request::default()
 //! };
 //!
 //! // Many at once, and all answers together.
@@ -37,10 +39,13 @@ mod blocks;
 mod builder;
 mod checkpoint;
 mod encoder_cache;
+mod image_array;
+mod image_input;
 mod job;
 mod memory;
 mod options;
 mod output;
+mod pictures;
 mod request;
 mod runner;
 mod sampling;
@@ -56,6 +61,8 @@ pub use blocks::{BlockCounts, BlockKey, BlockPool};
 pub use builder::Builder;
 pub use checkpoint::Checkpoint;
 pub use encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
+pub use image_array::ImageArray;
+pub use image_input::ImageInput;
 pub use memory::Memory;
 pub use options::{Device, LoadFormat, Options, available_memory};
 pub use output::{Event, FinishReason, Output, Piece, Timings};
@@ -67,6 +74,8 @@ pub use sequence::{Place, Sequence, SequenceId};
 pub use start::Upload;
 pub use stats::Stats;
 pub use stream::Stream;
+
+pub use crate::models::ImageInputType;
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;

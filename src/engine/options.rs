@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 
+use crate::config::{LlavaConfig, ProcessorKwargs};
 use crate::mem::DType;
+use crate::models::ImageInputType;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -20,8 +22,19 @@ pub struct Options {
     pub max_model_len: Option<usize>,
     /// A chat template, as a file or as text, instead of the checkpoint's.
     pub chat_template: Option<String>,
-    /// Images a prompt may hold; 0 is text alone.
+    /// Images a prompt may hold, however they are given; 0 is text alone. vLLM's `limit_mm_per_prompt`.
     pub max_images: usize,
+    /// What pictures are given as. Without the tower's pixels, the tower is not loaded.
+    pub image_input_type: ImageInputType,
+    /// Id of the image token. Like the next two, one of vLLM 0.5.0's: config.json says it, and what is said here must
+    /// agree.
+    pub image_token_id: Option<u32>,
+    /// Shape of the input of one picture: `[1, 3, height, width]` of pixels or `[1, tokens, columns]` of features.
+    pub image_input_shape: Option<Vec<usize>>,
+    /// Tokens that a picture takes.
+    pub image_feature_size: Option<usize>,
+    /// Options of the picture processor that differ from those of the checkpoint.
+    pub mm_processor_kwargs: ProcessorKwargs,
     /// Sequences that run at once; `None` is 256 on a GPU and 16 on the host.
     pub max_num_seqs: Option<usize>,
     /// Tokens of a step; `None` is 8192 on a GPU and 2048 on the host, or fewer if so many never come together.
@@ -45,6 +58,11 @@ impl Default for Options {
             max_model_len: None,
             chat_template: None,
             max_images: 4,
+            image_input_type: ImageInputType::default(),
+            image_token_id: None,
+            image_input_shape: None,
+            image_feature_size: None,
+            mm_processor_kwargs: ProcessorKwargs::new(),
             max_num_seqs: None,
             max_num_batched_tokens: None,
             gpu_memory_utilization: 0.9,
@@ -79,6 +97,39 @@ impl Options {
             ensure!(dtype.is_float(), "dtype is {dtype}; a model is computed in f32, f16 or bf16");
         }
         Ok(asked)
+    }
+
+    /// Refuse what contradicts config.json.
+    pub(super) fn check_images(&self, config: &LlavaConfig) -> Result<()> {
+        if let Some(asked) = self.image_token_id {
+            ensure!(
+                asked == config.image_token_index,
+                "image_token_id is {asked} (--image-token-id), and config.json says image_token_index = {}; they must \
+                 agree, so leave it out",
+                config.image_token_index
+            );
+        }
+        let (tokens, side) = (config.image_tokens(), config.vision.image_size);
+        if let Some(asked) = self.image_feature_size {
+            ensure!(
+                asked == tokens,
+                "image_feature_size is {asked} (--image-feature-size), and a picture takes {tokens} tokens by \
+                 config.json (vision_config, vision_feature_select_strategy); they must agree, so leave it out"
+            );
+        }
+        let shape = match self.image_input_type {
+            ImageInputType::PixelValues => vec![1, 3, side, side],
+            ImageInputType::ImageFeatures => vec![1, tokens, config.projector_input()],
+        };
+        if let Some(asked) = &self.image_input_shape {
+            ensure!(
+                *asked == shape,
+                "image_input_shape is {asked:?} (--image-input-shape), and by config.json {} have {shape:?} \
+                 (vision_config); they must agree, so leave it out",
+                self.image_input_type.name()
+            );
+        }
+        Ok(())
     }
 }
 

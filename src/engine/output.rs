@@ -18,7 +18,7 @@ pub enum FinishReason {
 /// A finished answer.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// The prompt as it was tokenised, before pictures were expanded.
+    /// The prompt as it was tokenised, before pictures were expanded. Empty where it was given as tokens.
     pub prompt: String,
     /// Its ids; at the places of pictures, the placeholder's.
     pub prompt_token_ids: Vec<u32>,

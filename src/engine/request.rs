@@ -3,27 +3,29 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::encoder_cache::PictureKey;
 use super::output::{FinishReason, Output, Timings};
+use super::pictures::Picture;
 use super::sequence::{Place, Sequence};
 use super::stats::milliseconds;
-use super::{Sampler, Sampling, Shared};
+use super::{ImageInput, Sampler, Sampling, Shared};
 use crate::Error;
-use crate::image::{self, Alpha, Limits, Rgb};
+use crate::config::ProcessorKwargs;
 use crate::mem::DType;
 use crate::models::Tiles;
 use crate::ops::KV_BLOCK;
 use crate::text::{self, Message, Special, TextStream, pieces};
 
 /// What is asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The text.
     pub prompt: Prompt,
-    /// Encoded pictures, in the order in which the prompt refers to them.
-    pub images: Vec<Vec<u8>>,
+    /// The pictures, in the order in which the prompt refers to them.
+    pub images: Vec<ImageInput>,
+    /// Options of the picture processor that differ from those of the checkpoint, for the pixels of this request.
+    pub mm_processor_kwargs: ProcessorKwargs,
     /// How the answer is sampled and when it ends.
     pub sampling: Sampling,
     /// Requests share what they leave in the prefix cache with those of the same salt alone. Nobody can find out by the
@@ -39,6 +41,16 @@ pub enum Prompt {
     Raw(String),
     /// Messages for the chat template. Their text is text: it never becomes a control token or a picture.
     Chat(Vec<Message>),
+    /// Tokens of the vocabulary, taken as they are: nothing is put in front of them. The image token stands for a
+    /// picture as `<image>` does in [`Prompt::Raw`].
+    TokenIds(Vec<u32>),
+}
+
+impl Default for Prompt {
+    /// No text.
+    fn default() -> Prompt {
+        Prompt::Raw(String::new())
+    }
 }
 
 /// A checked request: its sequence, still without a number, and what the engine needs beside that.
@@ -55,9 +67,6 @@ pub(super) struct Ready {
     pub output: Output,
     pub start: Instant,
 }
-
-/// A picture made ready for the vision tower, and what it is.
-type Picture = (Tiles, PictureKey);
 
 impl Shared {
     /// Check a request, decode and prepare its pictures, and tokenise its text.
@@ -113,40 +122,35 @@ impl Shared {
         let c = &self.checkpoint;
         let image_token = self.model.image_token_id();
         request.sampling.check()?;
-        ensure!(
-            request.images.len() <= c.max_images,
-            "the prompt has {} pictures; at most {} are allowed (--limit-mm-per-prompt)",
-            request.images.len(),
-            c.max_images
-        );
         let (prompt, pieces) = match &request.prompt {
             Prompt::Raw(text) => (text.clone(), pieces(&c.tokenizer.encode(text, Special::Parse, true)?, image_token)),
             Prompt::Chat(messages) => {
                 let rendered = c.template.encode(messages, true)?;
                 (rendered.text, rendered.pieces)
             }
+            Prompt::TokenIds(ids) => {
+                self.check_ids(ids)?;
+                (String::new(), pieces(ids, image_token))
+            }
         };
-        let pictures = request.images.iter().enumerate().map(|(i, bytes)| {
-            let rgb = image::decode(bytes, Alpha::White, &Limits::default()).map_err(anyhow::Error::new);
-            rgb.and_then(|rgb| self.picture(rgb)).with_context(|| format!("picture {}", i + 1))
-        });
-        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        let pictures = self.pictures(request)?;
         let counts: Vec<usize> = pictures.iter().map(|(t, _)| t.tokens).collect();
         let expanded = text::expand(&pieces, &counts, image_token)?;
         ensure!(!expanded.ids.is_empty(), "the prompt has no tokens, and the tokenizer puts none in front");
         Ok((prompt, expanded, pictures))
     }
 
-    /// A picture made ready for the vision tower, and what it is. A GPU resizes it itself.
-    fn picture(&self, rgb: Rgb) -> Result<Picture> {
-        let mut hash = blake3::Hasher::new();
-        hash.update(&self.processing.0);
-        hash.update(&rgb.width().to_le_bytes());
-        hash.update(&rgb.height().to_le_bytes());
-        hash.update(rgb.data());
-        let key = PictureKey(*hash.finalize().as_bytes());
-        let tiles = if self.runs_kernels { self.model.prepare_for_device(rgb)? } else { self.model.prepare(&rgb)? };
-        Ok((tiles, key))
+    /// Token ids must be rows of the embedding.
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.model.io().vocab;
+        match ids.iter().position(|&id| id as usize >= vocab) {
+            Some(i) => bail!(
+                "token {i} of the prompt is {}; the vocabulary has {vocab} tokens, so ids go from 0 to {}",
+                ids[i],
+                vocab - 1
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Longest answer, in tokens: what was asked for, as far as the context goes. Without a wish, as far as the cache
@@ -192,13 +196,15 @@ fn in_order(prompt: &text::Prompt, pictures: Vec<Picture>) -> Vec<Tiles> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::Pixels;
+    use crate::engine::PictureKey;
+    use crate::models::Content;
     use crate::text::ImageSpan;
 
     #[test]
     fn pictures_stand_in_the_order_of_their_places() {
         let span = |image, start, len| ImageSpan { image, start, len };
-        let picture = |n: u8, tokens| (Tiles { pixels: Pixels::Ready(vec![n]), tiles: 1, tokens }, PictureKey([n; 32]));
+        let picture =
+            |n: u8, tokens| (Tiles { content: Content::Pixels(vec![n]), tiles: 1, tokens }, PictureKey([n; 32]));
         let prompt = text::Prompt { ids: vec![1, 9, 9, 5, 9, 2], images: vec![span(1, 1, 2), span(0, 4, 1)] };
         let pictures = vec![picture(7, 1), picture(8, 2)];
         let (ids, places) = places(&prompt, &pictures);

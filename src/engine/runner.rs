@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::mem::{Buf, Span};
-use crate::models::{Picture, Pixels, Placement, RowMove, StepIo, StepShape, Tiles, Vlm, random_fills};
+use crate::mem::{Buf, Source, Span};
+use crate::models::{Content, Picture, Placement, RowMove, Stage, StepIo, StepShape, Tiles, Vlm, random_fills};
 use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow, TokenBias};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
@@ -64,8 +64,8 @@ pub struct Runner<B: Backend> {
     model: Arc<dyn Vlm>,
     /// Recorded plans of pure decode steps, which recur; a step with a prompt in it has a shape of its own.
     decode: HashMap<StepShape, B::Exec>,
-    /// Recorded plans that encode so many tiles.
-    encode: HashMap<usize, B::Exec>,
+    /// Recorded plans that encode so many tiles from a stage on.
+    encode: HashMap<(Stage, usize), B::Exec>,
     /// What the host wrote for the last step, and the step's buffers.
     inputs: Vec<u8>,
     last: Option<StepIo>,
@@ -102,31 +102,52 @@ impl<B: Backend> Runner<B> {
         &self.backend
     }
 
-    /// Encode pictures; their rows lie one after another from row 0 of the image rows.
+    /// Encode pictures that begin at the same stage; their rows lie one after another from row 0 of the image rows.
     ///
     /// # Errors
-    /// If there are more tiles than were planned for, or the backend fails.
+    /// If there are more tiles than were planned for, pictures of different stages or ones with nothing left to do, or
+    /// the backend fails.
     pub fn encode(&mut self, pictures: &[impl Borrow<Tiles>], probe: Option<&mut dyn Probe>) -> Result<()> {
-        if pictures.is_empty() {
-            return Ok(());
-        }
-        let room = self.model.pixels();
-        let pictures = || pictures.iter().map(Borrow::borrow);
-        let bytes: usize = pictures().map(|p| p.pixels.bytes()).sum();
-        ensure!(bytes <= room.len(), "{bytes} bytes of pixels; the plan has room for {}", room.len());
-        let mut first = 0;
-        for Tiles { pixels, .. } in pictures() {
-            let place = room.slice(first..first + pixels.bytes());
-            match pixels {
-                Pixels::Ready(tiles) => self.backend.write(place, tiles)?,
-                Pixels::Picture(picture) => self.resize(picture, place)?,
+        let Some(first) = pictures.first() else { return Ok(()) };
+        let stage = first.borrow().content.stage().context("there is nothing to encode in a picture's embeddings")?;
+        let room = match stage {
+            Stage::Tower => self.model.pixels(),
+            Stage::Projector => self.model.features().bytes(),
+        };
+        let mut free = room;
+        for Tiles { content, .. } in pictures.iter().map(Borrow::borrow) {
+            ensure!(content.stage() == Some(stage), "pictures that begin at different stages are not encoded together");
+            let bytes = content.bytes();
+            ensure!(bytes <= free.len(), "the pictures do not fit the {} bytes that were planned for", room.len());
+            let place = free.slice(0..bytes);
+            match content {
+                Content::Pixels(tiles) => self.backend.write(place, tiles)?,
+                Content::Picture(picture) => self.resize(picture, place)?,
+                Content::Features(rows) | Content::Embeddings(rows) => self.backend.write(place, rows.bytes())?,
             }
-            first += pixels.bytes();
+            free = free.slice(bytes..free.len());
         }
-        let tiles = pictures().map(|p| p.tiles).sum();
-        let plan = || self.model.encode_plan(tiles);
-        let exec = recorded(&self.backend, &mut self.encode, tiles, plan)?;
+        let tiles = pictures.iter().map(|p| p.borrow().tiles).sum();
+        let plan = || match stage {
+            Stage::Tower => self.model.encode_plan(tiles),
+            Stage::Projector => self.model.project_plan(tiles),
+        };
+        let exec = recorded(&self.backend, &mut self.encode, (stage, tiles), plan)?;
         self.backend.run(exec, probe)
+    }
+
+    /// Write image rows from row `first` on: embeddings that a caller brought, in the model's type.
+    ///
+    /// # Errors
+    /// If they go beyond the image rows, or the backend fails.
+    pub fn write_rows(&self, first: usize, rows: &Source) -> Result<()> {
+        let all = self.model.image_rows();
+        let start = first * self.model.embedding_shape()[1];
+        ensure!(
+            rows.dtype() == all.dtype() && start + rows.len() <= all.len(),
+            "{rows:?} from image row {first} on do not fit {all:?}"
+        );
+        self.backend.write(all.slice(start..start + rows.len()).bytes(), rows.bytes())
     }
 
     /// Copy image rows that [`Runner::encode`] left behind to where they are kept.

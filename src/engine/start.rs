@@ -15,7 +15,8 @@ use super::stream::{self, Lost};
 use super::worker::{Arrival, Worker};
 use super::{Checkpoint, Device, Memory, Options, PictureKey, Scheduler, Shared};
 use crate::backend::Any;
-use crate::models::{RowMove, Tiles};
+use crate::mem::Source;
+use crate::models::{Content, ImageInputType, RowMove, Tiles, Vlm};
 use crate::ops::{KV_BLOCK, SamplingRow};
 use crate::{Error, Result};
 
@@ -109,10 +110,9 @@ fn load(
     if device != Device::Cpu {
         warm(&mut runner, &checkpoint, &memory).map_err(Error::Device)?;
     }
-    let processing = format!("{:?}", checkpoint.config.preprocessor);
     let shared = Shared {
         model: runner.shared_model(),
-        processing: PictureKey(*blake3::hash(processing.as_bytes()).as_bytes()),
+        processing: PictureKey::of_processing(&checkpoint.config.preprocessor),
         runs_kernels: runner.backend().runs_kernels(),
         backend: runner.backend().name(),
         hardware: runner.backend().hardware().to_owned(),
@@ -134,7 +134,7 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
     let model = runner.shared_model();
     let mut pictures: Vec<Tiles> = Vec::new();
     if checkpoint.max_images > 0 {
-        pictures.push(model.prepare_for_device(model.dummy_image()?)?);
+        pictures.push(dummy(&*model, checkpoint)?);
     }
     runner.encode(&pictures, None)?;
     let rows: usize = pictures.iter().map(|p| p.tokens).sum();
@@ -155,4 +155,18 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
         }
     }
     Ok(())
+}
+
+/// A picture of the greatest cost, as this engine is given them.
+fn dummy(model: &dyn Vlm, checkpoint: &Checkpoint) -> anyhow::Result<Tiles> {
+    match checkpoint.image_input_type {
+        ImageInputType::PixelValues => model.prepare_for_device(model.dummy_image()?, None),
+        ImageInputType::ImageFeatures => {
+            let [tokens, columns] = model.feature_shape();
+            let zeros = vec![0u8; tokens * columns * checkpoint.dtype.size()];
+            let range = 0..zeros.len();
+            let rows = Source::new(Arc::new(zeros), range, checkpoint.dtype).context("features of zeros")?;
+            Ok(Tiles { content: Content::Features(rows), tiles: tokens.div_ceil(model.tile_rows()), tokens })
+        }
+    }
 }

@@ -10,10 +10,10 @@ use anyhow::anyhow;
 use super::job::Job;
 use super::output::{FinishReason, fnv1a};
 use super::runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
-use super::scheduler::{Row, Scheduler, Step};
+use super::scheduler::{Encode, Row, Scheduler, Step};
 use super::stats::{Stats, milliseconds};
 use super::{Sequence, SequenceId, Shared};
-use crate::models::RowMove;
+use crate::models::{Content, RowMove, Stage, Tiles};
 use crate::ops::SamplingRow;
 use crate::plan::Backend;
 use crate::{DeviceLost, Error};
@@ -167,24 +167,36 @@ impl<B: Backend> Worker<B> {
         next.copied().unwrap_or(-1)
     }
 
-    /// Encode pictures together, and copy their rows to their pages.
+    /// Bring the rows of pictures to their pages: what begins at the same stage is encoded together, and embeddings are
+    /// rows already.
     fn encode(&mut self, step: &Step) -> anyhow::Result<()> {
         let tile_rows = self.runner.model().tile_rows();
         let first_kept = self.shared.memory.first_kept_row(tile_rows);
-        let (mut pictures, mut moves, mut first) = (Vec::new(), Vec::new(), 0);
-        for encode in &step.encode {
-            let Some(picture) = self.jobs.get(&encode.id).and_then(|job| job.pictures.get(encode.place)) else {
-                continue;
-            };
-            for (i, &page) in encode.pages.iter().enumerate() {
-                let rows = tile_rows.min(picture.tokens - i * tile_rows);
-                moves.push(RowMove { from: first + i * tile_rows, to: first_kept + page * tile_rows, rows });
+        let row_of = |page: usize| first_kept + page * tile_rows;
+        let asked = step.encode.iter().filter_map(|e| Some((e, self.jobs.get(&e.id)?.pictures.get(e.place)?)));
+        let asked: Vec<(&Encode, &Tiles)> = asked.collect();
+        for stage in [Stage::Tower, Stage::Projector] {
+            let (mut pictures, mut moves, mut first) = (Vec::new(), Vec::new(), 0);
+            for (encode, picture) in asked.iter().filter(|(_, picture)| picture.content.stage() == Some(stage)) {
+                for (i, &page) in encode.pages.iter().enumerate() {
+                    let rows = tile_rows.min(picture.tokens - i * tile_rows);
+                    moves.push(RowMove { from: first + i * tile_rows, to: row_of(page), rows });
+                }
+                first += picture.tokens;
+                pictures.push(*picture);
             }
-            first += picture.tokens;
-            pictures.push(picture);
+            self.runner.encode(&pictures, None)?;
+            self.runner.keep(&moves)?;
         }
-        self.runner.encode(&pictures, None)?;
-        self.runner.keep(&moves)
+        for (encode, picture) in asked {
+            let Content::Embeddings(rows) = &picture.content else { continue };
+            let page_len = tile_rows * (rows.len() / picture.tokens);
+            for (i, &page) in encode.pages.iter().enumerate() {
+                let part = i * page_len..rows.len().min((i + 1) * page_len);
+                self.runner.write_rows(row_of(page), &rows.slice(part))?;
+            }
+        }
+        Ok(())
     }
 
     /// Hand every sampled token to its request.

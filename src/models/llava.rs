@@ -1,14 +1,14 @@
 //! LLaVA-1.5: CLIP, a two-layer projector, Llama.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::clip::{Clip, epilogue};
 use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement, Tensors};
 use super::picture::PictureArea;
-use super::{Pixels, Registration, RowMove, Tiles, Vlm};
-use crate::config::{Config, Family, LlavaConfig, Preprocessor, Resample, Resize, Select};
+use super::{Content, ImageInputType, Registration, RowMove, Tiles, Vlm};
+use crate::config::{Config, Family, LlavaConfig, Preprocessor, ProcessorKwargs, Resample, Resize, Select};
 use crate::image::{ClipProcessor, Filter, Rgb, Size};
 use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::{Epilogue, Gather, Gemm, PagedKv};
@@ -18,8 +18,14 @@ use crate::weights::canonical_llava;
 pub(super) const REGISTRATION: Registration = Registration {
     architecture: "LlavaForConditionalGeneration",
     kv_block_bytes: |config, dtype| Llama::kv_block_bytes(&settings(config).text, dtype),
-    build: |config, tensors, dtype, limits| Ok(Box::new(Llava::build(config, tensors, dtype, limits)?)),
+    build: |config, tensors, dtype, limits, input| Ok(Box::new(Llava::build(config, tensors, dtype, limits, input)?)),
 };
+
+struct Tower {
+    clip: Clip,
+    /// `[max_tiles * tokens of a tile]`: rows of the hidden states that are features.
+    feature_index: Buf<i32>,
+}
 
 struct Projector {
     weight1: Buf<Act>,
@@ -31,14 +37,15 @@ struct Projector {
 struct Llava {
     dtype: DType,
     config: LlavaConfig,
-    processor: ClipProcessor,
-    clip: Clip,
-    /// `[max_tiles * tokens of a tile]`: rows of the hidden states that are features.
-    feature_index: Buf<i32>,
+    preprocessor: Preprocessor,
+    /// `None` if it is not needed: then nothing but features and embeddings comes in.
+    tower: Option<Tower>,
     projector: Projector,
     llama: Llama,
     cache: Vec<PagedKv>,
     pixels: Buf<u8>,
+    /// `[max_tiles * tokens of a tile, projector's input]`: features that callers bring.
+    features: Buf<Act>,
     picture_area: PictureArea,
     /// `0, 1, 2, ...` for every row of a tile: what copies rows is told so.
     row_index: Buf<i32>,
@@ -53,18 +60,34 @@ struct Llava {
     warnings: Vec<String>,
 }
 
+impl Tower {
+    fn load(loader: &mut Loader<'_>, llava: &LlavaConfig, preprocessor: &Preprocessor, tiles: usize) -> Tower {
+        let clip = Clip::load(loader, &llava.vision, llava.vision_blocks(), clip_processor(preprocessor).table());
+        let settings = llava.clone();
+        let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
+        Tower { clip, feature_index }
+    }
+}
+
 impl Llava {
-    fn build(config: &Config, tensors: Tensors<'_>, dtype: DType, limits: Limits) -> Result<Llava> {
-        let processor = clip_processor(&config.preprocessor);
+    fn build(
+        config: &Config,
+        tensors: Tensors<'_>,
+        dtype: DType,
+        limits: Limits,
+        input: ImageInputType,
+    ) -> Result<Llava> {
         let llava = settings(config).clone();
         let (vision, text) = (&llava.vision, &llava.text);
         let d = text.hidden_size;
 
         let mut loader = Loader::new(tensors, dtype, canonical_llava)?;
-        let blocks = llava.vision_blocks();
-        let clip = Clip::load(&mut loader, vision, blocks, processor.table());
-        let (settings, tiles) = (llava.clone(), limits.max_tiles);
-        let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
+        let tower = match input {
+            ImageInputType::PixelValues => {
+                Some(Tower::load(&mut loader, &llava, &config.preprocessor, limits.max_tiles))
+            }
+            ImageInputType::ImageFeatures => None,
+        };
         let rows = llava.image_tokens();
         let row_index = loader.table(rows, move || (0..rows as i32).collect());
         let bias = |loader: &mut Loader<'_>, name: &str| llava.projector_bias.then(|| loader.tensor(name, &[d]));
@@ -75,25 +98,30 @@ impl Llava {
             bias2: bias(&mut loader, "multi_modal_projector.linear_2.bias"),
         };
         let llama = Llama::load(&mut loader, text, limits.max_model_len);
-        loader.ignore(|name| unused(name, blocks));
+        // Without its tower a model reads none of its blocks, nor what stands before them.
+        let blocks = if tower.is_some() { llava.vision_blocks() } else { 0 };
+        let without = if tower.is_some() { None } else { Some("vision_tower.") };
+        loader.ignore(|name| unused(name, blocks) || without.is_some_and(|prefix| name.starts_with(prefix)));
         let (placements, weights_layout, warnings) = loader.finish()?;
 
         let [_, mut kv, mut scratch, mut io] = layouts(dtype);
         let cache = llama.cache(&mut kv, limits.kv_blocks);
         let image_rows = scratch.take((limits.max_tiles + limits.kept_tiles) * llava.image_tokens() * d);
-        let pixels = io.take(limits.max_tiles * vision.image_size * vision.image_size * 3);
-        let picture_area = PictureArea::new(&mut io, limits.max_tiles > 0);
+        let pixel_tiles = if tower.is_some() { limits.max_tiles } else { 0 };
+        let pixels = io.take(pixel_tiles * vision.image_size * vision.image_size * 3);
+        let picture_area = PictureArea::new(&mut io, pixel_tiles > 0);
+        let features = io.take(limits.max_tiles * rows * llava.projector_input());
         let step_io = StepArea::new(&mut io, limits, text.vocab_size);
         let mut model = Llava {
             dtype,
-            processor,
-            clip,
-            feature_index,
+            preprocessor: config.preprocessor.clone(),
+            tower,
             row_index,
             projector,
             llama,
             cache,
             pixels,
+            features,
             picture_area,
             image_rows,
             scratch,
@@ -116,30 +144,42 @@ impl Llava {
             logit_rows: limits.max_logit_rows,
             context: limits.max_model_len,
         };
-        let mut encode = self.scratch.clone();
+        let [mut encode, mut project, mut step] = [(); 3].map(|()| self.scratch.clone());
         self.encode(&mut Plan::new(self.dtype), &mut encode, limits.max_tiles);
-        let mut step = self.scratch.clone();
+        self.project(&mut Plan::new(self.dtype), &mut project, self.features, limits.max_tiles);
         self.step(&mut Plan::new(self.dtype), &mut step, largest);
-        encode.bytes().max(step.bytes())
+        [encode, project, step].iter().map(Layout::bytes).max().unwrap_or(0)
     }
 
     /// The one tile of a picture.
-    fn tiles(&self, pixels: Pixels) -> Tiles {
-        Tiles { pixels, tiles: 1, tokens: self.config.image_tokens() }
+    fn tiles(&self, content: Content) -> Tiles {
+        Tiles { content, tiles: 1, tokens: self.config.image_tokens() }
+    }
+
+    /// What `how` makes of pictures.
+    fn processor(&self, how: Option<&Preprocessor>) -> Result<ClipProcessor> {
+        ensure!(
+            self.tower.is_some(),
+            "it is given as pixels, and this model was loaded without its vision tower (--image-input-type \
+             image_features); give it as image features or embeddings, or load the model with --image-input-type \
+             pixel_values"
+        );
+        Ok(clip_processor(how.unwrap_or(&self.preprocessor)))
     }
 
     fn encode(&self, plan: &mut Plan, scratch: &mut Layout, tiles: usize) {
+        let Some(Tower { clip, feature_index }) = &self.tower else { return };
         let c = &self.config;
-        let (v, d, layers) = (c.vision.hidden_size, c.text.hidden_size, &c.feature_layers);
+        let (v, layers) = (c.vision.hidden_size, &c.feature_layers);
         let (n, width) = (tiles * c.image_tokens(), layers.len() * v);
         let features = scratch.take(n * width);
         plan.scope("vision", |plan| {
-            self.clip.forward(plan, scratch, self.pixels, tiles, |p, blocks, x| {
+            clip.forward(plan, scratch, self.pixels, tiles, |p, blocks, x| {
                 for slot in (0..layers.len()).filter(|&slot| layers[slot] == blocks) {
                     p.push(Gather {
                         y: features,
                         x,
-                        index: self.feature_index.slice(0..n),
+                        index: feature_index.slice(0..n),
                         rows: n,
                         cols: v,
                         y_cols: width,
@@ -148,6 +188,12 @@ impl Llava {
                 }
             });
         });
+        self.project(plan, scratch, features, tiles);
+    }
+
+    fn project(&self, plan: &mut Plan, scratch: &mut Layout, features: Buf<Act>, tiles: usize) {
+        let c = &self.config;
+        let (n, width, d) = (tiles * c.image_tokens(), c.projector_input(), c.text.hidden_size);
         plan.scope("projector", |p| {
             let w = &self.projector;
             let hidden = scratch.take(n * d);
@@ -175,18 +221,44 @@ impl Vlm for Llava {
         Rgb::filled(2 * side, side + side / 2, [0; 3])
     }
 
-    fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
-        let tile = self.processor.apply(picture).context("preparing the picture")?;
-        Ok(self.tiles(Pixels::Ready(tile.into_data())))
+    fn preprocessor(&self, kwargs: &ProcessorKwargs) -> Result<Preprocessor> {
+        let asked = self.preprocessor.with_kwargs(kwargs, self.config.vision.image_size)?;
+        let (a, b) = (clip_processor(&asked), clip_processor(&self.preprocessor));
+        // A byte's value is a table among the weights.
+        ensure!(
+            a.table() == b.table(),
+            "mm_processor_kwargs of a request cannot change do_rescale, rescale_factor, do_normalize, image_mean and \
+             image_std: they are fixed when the model is loaded, to {}, {}, {}, {:?} and {:?} \
+             (--mm-processor-kwargs)",
+            b.do_rescale,
+            b.rescale_factor,
+            b.do_normalize,
+            b.mean,
+            b.std
+        );
+        Ok(asked)
     }
 
-    fn prepare_for_device(&self, picture: Rgb) -> Result<Tiles> {
+    fn prepare(&self, picture: &Rgb, how: Option<&Preprocessor>) -> Result<Tiles> {
+        let tile = self.processor(how)?.apply(picture).context("preparing the picture")?;
+        Ok(self.tiles(Content::Pixels(tile.into_data())))
+    }
+
+    fn prepare_for_device(&self, picture: Rgb, how: Option<&Preprocessor>) -> Result<Tiles> {
         let side = self.config.vision.image_size;
-        let tile = self.processor.tile(picture.width(), picture.height()).context("preparing the picture")?;
+        let tile = self.processor(how)?.tile(picture.width(), picture.height()).context("preparing the picture")?;
         match self.picture_area.picture(picture, &tile, self.pixels.slice(0..side * side * 3)) {
-            Ok(picture) => Ok(self.tiles(Pixels::Picture(Box::new(picture)))),
-            Err(picture) => self.prepare(&picture),
+            Ok(picture) => Ok(self.tiles(Content::Picture(Box::new(picture)))),
+            Err(picture) => self.prepare(&picture, how),
         }
+    }
+
+    fn feature_shape(&self) -> [usize; 2] {
+        [self.config.image_tokens(), self.config.projector_input()]
+    }
+
+    fn embedding_shape(&self) -> [usize; 2] {
+        [self.config.image_tokens(), self.config.text.hidden_size]
     }
 
     fn image_token_id(&self) -> u32 {
@@ -196,6 +268,14 @@ impl Vlm for Llava {
     fn encode_plan(&self, tiles: usize) -> Plan {
         let mut plan = Plan::new(self.dtype);
         self.encode(&mut plan, &mut self.scratch.clone(), tiles);
+        plan
+    }
+
+    fn project_plan(&self, tiles: usize) -> Plan {
+        let mut plan = Plan::new(self.dtype);
+        let [rows, cols] = self.feature_shape();
+        let features = self.features.slice(0..tiles * rows * cols);
+        self.project(&mut plan, &mut self.scratch.clone(), features, tiles);
         plan
     }
 
@@ -224,6 +304,14 @@ impl Vlm for Llava {
 
     fn pixels(&self) -> Buf<u8> {
         self.pixels
+    }
+
+    fn features(&self) -> Buf<Act> {
+        self.features
+    }
+
+    fn image_rows(&self) -> Buf<Act> {
+        self.image_rows
     }
 
     fn picture_area(&self) -> &PictureArea {

@@ -78,7 +78,7 @@ impl<B: Backend> Golden<B> {
             .map(|name| {
                 let bytes = fs::read(goldens().join(format!("pictures/{name}.png"))).unwrap();
                 let rgb = image::decode(&bytes, Alpha::Drop, &Limits::default()).unwrap();
-                self.runner.model().prepare(&rgb).unwrap()
+                self.runner.model().prepare(&rgb, None).unwrap()
             })
             .collect();
         self.runner.encode(&tiles, None).unwrap();

@@ -121,7 +121,7 @@ fn engine(at: usize, fault: Fault) -> Engine {
 
 fn request(text: &str) -> Request {
     let sampling = Sampling { temperature: 0.0, max_tokens: Some(6), ignore_eos: true, ..Sampling::default() };
-    Request { prompt: Prompt::Raw(text.into()), images: vec![], sampling, cache_salt: None }
+    Request { prompt: Prompt::Raw(text.into()), sampling, ..Request::default() }
 }
 
 fn four(engine: &Engine) -> Vec<Stream> {
