@@ -12,7 +12,9 @@
 //         bits of paged_prefill, which adds up in another order.
 // Start:  keys and values of earlier steps are on their way before the preceding kernel has ended, a warp's first cache
 //         blocks each to a stage of shared memory; how many stages there are is the launch's choice and changes no bit.
-// Bound:  memory, for many sequences, and latency for few; not measured in this form, nor run on a GPU.
+// Bound:  memory, for many sequences, and latency for few. 32 heads of 128, bf16, in a graph of programmatic dependent
+//         launches over 8 layers of cache: 1 x 645 tokens 5.5 us, 8 x 645 23.0 (3.7 TB/s), 64 x 645 154 (4.4 TB/s),
+//         1 x 4096 23.9, 8 x 4096 130; 1 x 645 between two GEMVs adds 4.8 (H200, driver 580.159, 2026-11-22).
 
 #include "cluster.cuh"
 #include "flash.cuh"
