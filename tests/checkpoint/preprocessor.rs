@@ -1,6 +1,6 @@
 //! preprocessor_config.json and processor_config.json.
 
-use ocelli::config::{Config, Files, Preprocessor, Resample, Resize};
+use ocelli::config::{Config, Files, Preprocessor, Resample, Resize, processor_kwargs};
 use serde_json::{Value, json};
 
 use crate::config::{NEW_STYLE, preprocessor};
@@ -188,4 +188,36 @@ fn processor_config_must_agree_with_the_model() {
     assert_eq!(changed("image_token", json!("<pic>")).unwrap().image_token, "<pic>");
     changed("num_additional_image_tokens", json!(0)).unwrap();
     changed("patch_size", Value::Null).unwrap();
+}
+
+/// Options replace single settings, and all the rules of the file hold for them.
+#[test]
+fn options_replace_settings() {
+    let own = parse(&preprocessor(28)).unwrap();
+    let with = |json: &str| own.with_kwargs(&processor_kwargs(json).unwrap(), 28);
+    assert_eq!(with("{}").unwrap(), own);
+    assert_eq!(with(r#"{"resample": null}"#).unwrap(), own);
+    let changed = with(r#"{"size": 40, "resample": 2, "image_mean": [0.5, 0.5, 0.5], "do_normalize": false}"#).unwrap();
+    let expected =
+        Preprocessor { size: Resize::ShortestEdge(40), resample: Resample::Bilinear, mean: [0.5; 3], ..own.clone() };
+    assert_eq!(changed, Preprocessor { do_normalize: false, ..expected });
+    fails(with(r#"{"num_crops": 4}"#), &["mm_processor_kwargs: num_crops = 4 is no option", "do_convert_rgb, do_pad"]);
+    fails(with(r#"{"return_tensors": "pt"}"#), &["return_tensors = \"pt\" is no option"]);
+    fails(with(r#"{"crop_size": 14}"#), &["mm_processor_kwargs: crop_size = 14x14", "image_size = 28"]);
+    fails(with(r#"{"image_std": [1, 0, 1]}"#), &["mm_processor_kwargs: image_std", "none 0"]);
+    fails(with(r#"{"do_pad": true}"#), &["CLIPImageProcessor never pads"]);
+}
+
+#[test]
+fn only_a_processor_that_pads_may_be_told_to() {
+    let mut file = preprocessor(28);
+    file["image_processor_type"] = json!("LlavaImageProcessor");
+    let llava = parse(&file).unwrap();
+    assert!(llava.may_pad && !llava.do_pad);
+    let padded = llava.with_kwargs(&processor_kwargs(r#"{"do_pad": true}"#).unwrap(), 28).unwrap();
+    assert_eq!(padded, Preprocessor { do_pad: true, ..llava.clone() });
+    // One of two files may leave out which processor it is.
+    let mut silent = file.clone();
+    silent.as_object_mut().unwrap().remove("image_processor_type");
+    assert_eq!(both(Some(&silent), Some(&json!({ "image_processor": file }))).unwrap().preprocessor, llava);
 }
