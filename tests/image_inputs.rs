@@ -6,6 +6,7 @@ mod inputs;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -215,6 +216,10 @@ fn caches_tell_kinds_and_types_apart() {
     assert_eq!(ask(vec![features(&one(&f, 0))]), (1, false));
     assert_eq!(ask(vec![embeddings(&one(&e, 0))]), (1, false));
     assert_eq!(ask(vec![embeddings(&one(&narrow, 0))]), (1, false));
+    // The same bytes as numbers of another type.
+    let brain = Source::new(Arc::new(narrow.data.bytes().to_vec()), 0..narrow.data.bytes().len(), DType::Bf16).unwrap();
+    let brain = ImageArray { shape: e.shape.clone(), data: brain };
+    assert_eq!(ask(vec![embeddings(&one(&brain, 0))]), (1, false));
     // Each is found by its own key, in the array that holds it, too.
     for same in [
         vec![ImageInput::open(&file("wide")).unwrap()],
@@ -226,6 +231,56 @@ fn caches_tell_kinds_and_types_apart() {
     }
     assert_eq!(ask(vec![features(&f)]).0, 1, "the second picture of the array alone");
     assert_eq!(ask(vec![features(&one(&f, 1))]).0, 0);
+}
+
+/// Where features are as wide as embeddings, the same numbers are two things: to the model, and to every cache.
+#[test]
+fn the_same_numbers_as_features_and_as_embeddings_are_two_things() {
+    const GQA: &str = "tests/goldens/llava-tiny-gqa";
+    let array = rows(GQA, DType::F32, &["wide"]).embeddings;
+    assert_eq!(rows(GQA, DType::F32, &["wide"]).features.shape, array.shape);
+    let single = Engine::open(Path::new(GQA), &alone(DType::F32), |_, _| ()).unwrap();
+    let requests = [features(&array), embeddings(&array)].map(|input| request(LOOK, vec![input]));
+    let expected = requests.each_ref().map(|r| bits(&answer(&single, r)));
+    assert_ne!(expected[0].2, expected[1].2);
+    let engine = Engine::open(Path::new(GQA), &Options::default(), |_, _| ()).unwrap();
+    for round in 0..2 {
+        for (request, expected) in requests.iter().zip(&expected) {
+            assert_eq!(bits(&answer(&engine, request)), *expected, "round {round}");
+        }
+    }
+    assert_eq!(counts(&engine).misses, 2);
+}
+
+/// Features and embeddings that transformers computed, with the ids of its prompts, give the tokens that transformers gave.
+#[test]
+fn arrays_of_transformers_give_the_tokens_of_transformers() {
+    for dir in [MHA, "tests/goldens/llava-tiny-gqa"] {
+        let file = Path::new(dir).join("golden.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let ids = |name: &str| -> Vec<u32> { bytemuck::pod_collect_to_vec(golden.tensor(name).unwrap().data()) };
+        let cases: serde_json::Value =
+            serde_json::from_slice(&fs::read(Path::new(dir).join("cases.json")).unwrap()).unwrap();
+        let options = Options { image_input_type: ImageInputType::ImageFeatures, ..Options::default() };
+        let engine = Engine::open(Path::new(dir), &options, |_, _| ()).unwrap();
+        let mut shown = 0;
+        for (case, entry) in cases["cases"].as_object().unwrap() {
+            for (kind, name) in
+                [(ImageInput::Features as fn(_) -> _, "vision_features"), (ImageInput::Embeddings, "projected")]
+            {
+                let pictures = entry["pictures"].as_array().unwrap().iter();
+                let tensor = |picture: &serde_json::Value| format!("picture/{}/{name}", picture.as_str().unwrap());
+                let images = pictures.map(|p| kind(ImageArray::read(&file, Some(&tensor(p))).unwrap())).collect();
+                let prompt = Prompt::TokenIds(ids(&format!("case/{case}/input_ids")));
+                let sampling = Sampling { max_tokens: Some(64), ..request("", vec![]).sampling };
+                let output = answer(&engine, &Request { prompt, images, sampling, ..Request::default() });
+                assert_eq!(output.token_ids, ids(&format!("case/{case}/greedy_ids")), "{case} of {dir} with {name}");
+                shown += output.image_tokens.len();
+            }
+        }
+        assert!(shown >= 8, "{shown} pictures were shown");
+    }
 }
 
 /// Many requests at once that show one picture as three things: each is computed once for all of them.
