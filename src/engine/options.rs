@@ -24,7 +24,7 @@ pub struct Options {
     pub chat_template: Option<String>,
     /// Images a prompt may hold, however they are given; 0 is text alone. vLLM's `limit_mm_per_prompt`.
     pub max_images: usize,
-    /// What pictures are given as. Without the tower's pixels, the tower is not loaded.
+    /// What pictures are given as. With features, the vision tower is not loaded, and pixels are refused.
     pub image_input_type: ImageInputType,
     /// Id of the image token. Like the next two, one of vLLM 0.5.0's: config.json says it, and what is said here must
     /// agree.
