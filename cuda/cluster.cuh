@@ -10,6 +10,7 @@
 #pragma once
 
 #include "mma.cuh"
+#include "tma.cuh"
 
 using Mailbox = uint64_t;
 
@@ -28,14 +29,17 @@ __device__ __forceinline__ void cluster_arrive() {
 }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// By one thread, before cluster_arrive. Only that the barrier exists must be seen by others before they send, which is what
+// By one warp, before cluster_arrive. Only that the barrier exists must be seen by others before they send, which is what
 // the fence is for: bytes that were counted off before they were announced are no harm, because the arrival that announces
-// them is the one that the barrier waits for.
+// them is the one that the barrier waits for. (Lane 0 alone makes it and arrives. Between the two the warp meets because
+// racecheck takes the one instruction that makes it for one of all lanes.)
 __device__ __forceinline__ void make_mailbox(Mailbox* box, uint32_t bytes) {
     const uint32_t at = smem_address(box);
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+    const bool first = threadIdx.x % kWarpSize == 0;
+    if (first) barrier_init(at, 1), barrier_init_fence();
+    __syncwarp();
+    if (first) barrier_expect(at, bytes);
+    __syncwarp();
 }
 
 // The address in block `rank` of a shared variable of this block.

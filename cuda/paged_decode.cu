@@ -330,8 +330,7 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     NewToken<T, kHeadDim> token;
     token.fetch_angles(p.table + size_t(position) * kHeadDim);
     // What `sources` warps will send to this block: all that anyone ever writes to it, so that it may end after it.
-    if (threadIdx.x == 0) make_mailbox(smem.box, smem.bytes_found(sources, task.queries));
-    __syncwarp();
+    if (threadIdx.x < kWarpSize) make_mailbox(smem.box, smem.bytes_found(sources, task.queries));
     cluster_arrive();
 
     pdl_wait();
