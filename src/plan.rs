@@ -134,6 +134,9 @@ pub trait Backend {
     /// A linked plan: it can be run any number of times and reads what changes between runs from memory.
     type Exec;
 
+    /// Bytes on their way to the host.
+    type Pending;
+
     /// Bind a plan to this backend's memory.
     fn link(&self, plan: &Plan) -> Result<Self::Exec>;
 
@@ -141,14 +144,21 @@ pub trait Backend {
     /// change what a run computes.
     fn capture(&self, exec: &mut Self::Exec) -> Result<()>;
 
-    /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] waits for it.
+    /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] and [`Backend::wait`] wait for it.
     fn run(&self, exec: &mut Self::Exec, probe: Option<&mut dyn Probe>) -> Result<()>;
 
-    /// Copy `src` to the first `src.len()` elements of `dst`.
+    /// Copy `src` to the first `src.len()` elements of `dst`, after everything that was enqueued before. `src` may be reused
+    /// at once.
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()>;
 
-    /// Copy the first `dst.len()` elements of `src` to the host. The only call that waits for the device.
+    /// Copy the first `dst.len()` elements of `src` to the host, and wait for everything that was enqueued before.
     fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()>;
+
+    /// Copy `src` to the host after everything that was enqueued before, and do not wait for it.
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Self::Pending>;
+
+    /// The bytes of a [`Backend::enqueue_read`]. Waits for what was enqueued before it, and for nothing after it.
+    fn wait(&self, pending: Self::Pending) -> Result<Vec<u8>>;
 
     /// The bytes at `span`.
     fn snapshot(&self, span: Span) -> Result<Vec<u8>>;

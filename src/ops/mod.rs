@@ -34,7 +34,7 @@ mod sample;
 
 pub use attention::{KV_BLOCK, PagedKv};
 pub use dense_attention::{DenseAttention, DenseAttentionParams};
-pub use embed_splice::{EmbedSplice, EmbedSpliceParams};
+pub use embed_splice::{EmbedSplice, EmbedSpliceParams, sampled_id};
 pub use gather::{Gather, GatherParams};
 pub use gemm::{Epilogue, Gemm, GemmParams};
 pub use gemv::{Gemv, GemvParams, Norm};

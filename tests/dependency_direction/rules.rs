@@ -3,11 +3,12 @@
 use crate::source::{Source, Token, tokens, without_tests};
 
 /// Where the driver, a library beside it and the mapping of files need it.
-const UNSAFE_FILES: [&str; 5] = [
+const UNSAFE_FILES: [&str; 6] = [
     "src/backend/cuda/cublaslt.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/graph.rs",
     "src/backend/cuda/tma.rs",
+    "src/backend/cuda/transfer.rs",
     "src/backend/cuda/upload.rs",
 ];
 
