@@ -47,33 +47,30 @@ pub struct Step {
 #[derive(Clone, Debug)]
 pub struct Plan {
     dtype: DType,
-    scopes: Vec<String>,
+    /// The open scopes, each with a slash behind it.
+    scopes: String,
     steps: Vec<Step>,
 }
 
 impl Plan {
     /// An empty plan whose activations are stored as `dtype`.
     pub fn new(dtype: DType) -> Plan {
-        Plan { dtype, scopes: Vec::new(), steps: Vec::new() }
+        Plan { dtype, scopes: String::new(), steps: Vec::new() }
     }
 
     /// Append a launch, labelled by the open scopes and the name of the op.
     pub fn push(&mut self, op: impl Into<Op>) {
         let op = op.into();
-        let mut label = String::new();
-        for scope in &self.scopes {
-            label.push_str(scope);
-            label.push('/');
-        }
-        label.push_str(op.name());
+        let label = [&self.scopes, op.name()].concat();
         self.steps.push(Step { op, label: Label(label) });
     }
 
     /// Label everything that `f` pushes with `name` as well.
     pub fn scope(&mut self, name: impl Display, f: impl FnOnce(&mut Plan)) {
-        self.scopes.push(name.to_string());
+        let outside = self.scopes.len();
+        let _ = write!(self.scopes, "{name}/");
         f(self);
-        self.scopes.pop();
+        self.scopes.truncate(outside);
     }
 
     /// The launches, in order.
@@ -93,7 +90,7 @@ impl Plan {
 
     /// A plan of step `i` alone.
     fn only(&self, i: usize) -> Plan {
-        Plan { dtype: self.dtype, scopes: Vec::new(), steps: vec![self.steps[i].clone()] }
+        Plan { dtype: self.dtype, scopes: String::new(), steps: vec![self.steps[i].clone()] }
     }
 
     /// The list in Graphviz' language: a chain of launches, clustered by their first scope.

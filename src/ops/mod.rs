@@ -47,7 +47,7 @@ pub use resize::{Resize, ResizeAxis, ResizeAxisParams, ResizeParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{
-    IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias,
+    IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias, logits_hash,
 };
 
 use crate::host::HostMem;

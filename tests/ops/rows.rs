@@ -25,8 +25,8 @@ fn ids_pick_embeddings_rows_of_pictures_and_what_the_step_before_sampled() {
                 // A row that had no token counts as token 0.
                 let known = [36, 0, 0, 21].into_iter().enumerate().find(|&(row, _)| id == s(row));
                 let from = match known.map_or(id, |(_, token)| token) {
-                    ..0 => image_rows.slice((-1 - id) as usize * cols..(-id) as usize * cols),
-                    _ => table.slice(id as usize * cols..(id as usize + 1) * cols),
+                    row @ ..0 => image_rows.slice((-1 - row) as usize * cols..(-row) as usize * cols),
+                    token => table.slice(token as usize * cols..(token as usize + 1) * cols),
                 };
                 assert_eq!(ran.bits(y.slice(i * cols..(i + 1) * cols)), ran.bits(from), "{dtype} row {i}, id {id}");
             }
