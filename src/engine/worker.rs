@@ -130,7 +130,7 @@ impl<B: Backend> Worker<B> {
     fn turn(&mut self) -> Result<(), DeviceLost> {
         let may_fly = if self.start()? { self.ahead } else { 0 };
         while self.in_flight.len() > may_fly {
-            self.collect()?;
+            self.collect(None)?;
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl<B: Backend> Worker<B> {
             Err(error) => {
                 // What was sampled before is not spoilt.
                 while lost(&error).is_none() && !self.in_flight.is_empty() {
-                    self.collect()?;
+                    self.collect(Some(&step))?;
                 }
                 self.give_up(&step, &error)?;
                 Ok(true)
@@ -162,8 +162,9 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Wait for the earliest step in flight, and deliver what it sampled.
-    fn collect(&mut self) -> Result<(), DeviceLost> {
+    /// Wait for the earliest step in flight, and deliver what it sampled. `behind` was planned after all that are in flight,
+    /// and could not be enqueued.
+    fn collect(&mut self, behind: Option<&Step>) -> Result<(), DeviceLost> {
         let Some((step, outputs)) = self.in_flight.pop_front() else { return Ok(()) };
         let start = Instant::now();
         let outputs = self.runner.wait(outputs);
@@ -176,7 +177,8 @@ impl<B: Backend> Worker<B> {
                 Ok(())
             }
             Err(error) => {
-                // Later steps have read what this one should have left, so they go first.
+                // Later steps have read what this one should have left, so they go first, the latest before all.
+                behind.map_or(Ok(()), |step| self.give_up(step, &error))?;
                 while let Some((later, _)) = self.in_flight.pop_back() {
                     self.give_up(&later, &error)?;
                 }
