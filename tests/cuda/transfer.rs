@@ -1,12 +1,10 @@
 //! Copies to and from a GPU that nobody waits for: they keep their order, however many are on their way.
 
-#![cfg(feature = "cuda")]
-
-mod gpu;
-
 use ocelli::backend::cuda::Cuda;
 use ocelli::mem::{Buf, DType, Layout, Region};
 use ocelli::plan::Backend;
+
+use crate::gpu;
 
 fn open(bytes: usize) -> Option<(Cuda, Buf<u8>)> {
     gpu::device()?;

@@ -6,11 +6,6 @@
 //! leave no doubt. Those of the random checkpoints are held as far as transformers' margins decide them. One request after
 //! another has the same bits with a step ahead as without.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -22,6 +17,8 @@ use ocelli::mem::DType;
 use ocelli::text::{Message, Role};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+use crate::gpu;
 
 const GPU: Device = Device::Cuda(0);
 /// With the tokens of every step known before the next one is planned, and one step ahead.
