@@ -130,10 +130,11 @@ struct EmbedSpliceParams {
     const void* table;       // (vocab, cols)
     const void* image_rows;  // (any, cols)
     const int32_t* ids;      // (rows)
+    const int32_t* sampled;  // (any)
     uint32_t rows;
     uint32_t cols;
 };
-static_assert(sizeof(EmbedSpliceParams) == 40, "EmbedSpliceParams: change src/ops/embed_splice.rs with it");
+static_assert(sizeof(EmbedSpliceParams) == 48, "EmbedSpliceParams: change src/ops/embed_splice.rs with it");
 
 struct RopeKvParams {
     void* qkv;                    // (tokens, (heads + 2 * kv_heads) * head_dim), dtype of the symbol
@@ -183,6 +184,7 @@ struct SampleParams {
     int32_t* token;            // (rows)
     float* logprobs;           // (rows, 1 + 20)
     int32_t* top;              // (rows, 20)
+    uint64_t* hash;            // (rows)
     const float* logits;       // (rows, vocab)
     const SamplingRow* params;  // (rows)
     const TokenBias* biases;   // the lists of all rows
@@ -190,7 +192,7 @@ struct SampleParams {
     uint32_t rows;
     uint32_t vocab;
 };
-static_assert(sizeof(SampleParams) == 64, "SampleParams: change src/ops/sample.rs with it");
+static_assert(sizeof(SampleParams) == 72, "SampleParams: change src/ops/sample.rs with it");
 
 struct PatchEmbedParams {
     void* y;                  // (tiles, 1 + grid^2, hidden), dtype of the symbol

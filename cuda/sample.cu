@@ -1,9 +1,9 @@
 // What:   logits -> token. The row's list (biases, forbidden tokens, only these tokens), penalties, then the most likely
 //         token at temperature 0 (lowest id among equals), else temperature, top-k, top-p, min-p and a draw by the
 //         Gumbel-max trick. Reports log-probabilities of the raw logits for the token, or for a given one, and up to 20
-//         alternatives, and counts the token.
+//         alternatives, hashes the raw logits, and counts the token.
 // Layout: logits (rows, vocab) f32; params (rows); biases (any), a row's entries in ascending order of tokens, each once;
-//         counts (sequences, vocab); token (rows); logprobs (rows, 1 + 20); top (rows, 20).
+//         counts (sequences, vocab); token (rows); logprobs (rows, 1 + 20); top (rows, 20); hash (rows).
 // Grid:   x = row; one block of 1024 threads a row. With 4 * vocab bytes of dynamic shared memory, vocab rounded up to a
 //         multiple of 4, it keeps the scores there; without any it computes them again in every pass.
 // Limits: 1 <= vocab < 2^24 (counts are added up in f32). Two rows of a launch never share a row of counts.
@@ -17,7 +17,7 @@
 // Bound:  instructions of one multiprocessor a row. With 32064 tokens a row takes 11 us greedy, 39 us with 20
 //         alternatives, and from a normal distribution, which cannot be pruned as a model's can, 34 us at temperature
 //         1, 46 us with top-k 50, 83 us with top-p 0.9, 125 us with everything; 256 rows take 23, 90, 81, 106, 229 and
-//         315 us (H200, driver 580.159, 2026-11-22; what a list adds is not measured).
+//         315 us (H200, driver 580.159, 2026-11-22; what a list adds is not measured, nor what the hash does).
 // Tried:  one token a load, and every pass of a search over all tokens, not only until 1024 are left: 21 us greedy,
 //         top-p 141 us.
 
@@ -77,6 +77,21 @@ __device__ __forceinline__ float4 block_sum4(float4 v) {
     return v;
 }
 __device__ __forceinline__ float block_total(float v) { return block_sum4(make_float4(v, 0.0f, 0.0f, 0.0f)).x; }
+
+// Sum over the block, modulo 2^64, in every thread. Safe to call again at once.
+__device__ __forceinline__ uint64_t block_sum(uint64_t v) {
+    __shared__ uint64_t partial_smem[kMaxWarps];
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    if (lane == 0) partial_smem[threadIdx.x / kWarpSize] = v;
+    __syncthreads();
+    v = partial_smem[lane];
+#pragma unroll
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    __syncthreads();
+    return v;
+}
 
 // How much the threads before this one have together, and all of them. Safe to call again at once.
 __device__ __forceinline__ uint2 block_scan(uint32_t mine) {
@@ -401,15 +416,33 @@ __device__ __forceinline__ void most_likely(const Logits& logits, uint32_t n, fl
     }
 }
 
-__device__ __forceinline__ float log_sum_exp(const Logits& logits, float max) {
+// A token and its logit in the hash of its row: the output function of SplitMix64, as in src/ops/sample.rs.
+__device__ __forceinline__ uint64_t mix(uint32_t token, float logit) {
+    uint64_t word = uint64_t(token) << 32 | __float_as_uint(logit);
+    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9ull;
+    word = (word ^ (word >> 27)) * 0x94d049bb133111ebull;
+    return word ^ (word >> 31);
+}
+
+// What a pass over the logits yields once their largest is known.
+struct Totals {
+    float log_sum_exp;
+    uint64_t hash;
+};
+
+__device__ __forceinline__ Totals totals(const Logits& logits, float max) {
     float sum = 0.0f;
+    uint64_t hash = 0;
 #pragma unroll 4
     for (uint32_t i = 4 * threadIdx.x; i < logits.vocab; i += 4 * kThreads) {
         const Four<float> x = logits.four(i);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum += expf(x.v[j] - max);
+        for (int j = 0; j < 4; ++j) {
+            sum += expf(x.v[j] - max);
+            hash += i + j < logits.vocab ? mix(i + j, x.v[j]) : 0;
+        }
     }
-    return max + logf(block_total(sum));
+    return {max + logf(block_total(sum)), block_sum(hash)};
 }
 
 template <bool kCached, bool kListed>
@@ -453,12 +486,14 @@ __device__ __forceinline__ void sample(const SampleParams& p, uint4* cache_smem)
     }
 
     const uint32_t token = given ? row.given : greedy ? id_of(best) : draw(scores, id_of(best));
-    const float normaliser = log_sum_exp(logits, max_raw);
+    const Totals all = totals(logits, max_raw);
+    const float normaliser = all.log_sum_exp;
     float* logprobs = p.logprobs + size_t(r) * (1 + kMaxTop);
     const uint32_t alternatives = min(min(row.top_logprobs, kMaxTop), vocab);
     most_likely(logits, alternatives, normaliser, p.top + size_t(r) * kMaxTop, logprobs + 1);
     if (threadIdx.x == 0) {
         p.token[r] = int32_t(token);
+        p.hash[r] = all.hash;
         logprobs[0] = logits.raw[token] - normaliser;
         if (counts != nullptr) counts[token] += 1;
     }

@@ -47,33 +47,30 @@ pub struct Step {
 #[derive(Clone, Debug)]
 pub struct Plan {
     dtype: DType,
-    scopes: Vec<String>,
+    /// The open scopes, each with a slash behind it.
+    scopes: String,
     steps: Vec<Step>,
 }
 
 impl Plan {
     /// An empty plan whose activations are stored as `dtype`.
     pub fn new(dtype: DType) -> Plan {
-        Plan { dtype, scopes: Vec::new(), steps: Vec::new() }
+        Plan { dtype, scopes: String::new(), steps: Vec::new() }
     }
 
     /// Append a launch, labelled by the open scopes and the name of the op.
     pub fn push(&mut self, op: impl Into<Op>) {
         let op = op.into();
-        let mut label = String::new();
-        for scope in &self.scopes {
-            label.push_str(scope);
-            label.push('/');
-        }
-        label.push_str(op.name());
+        let label = [&self.scopes, op.name()].concat();
         self.steps.push(Step { op, label: Label(label) });
     }
 
     /// Label everything that `f` pushes with `name` as well.
     pub fn scope(&mut self, name: impl Display, f: impl FnOnce(&mut Plan)) {
-        self.scopes.push(name.to_string());
+        let outside = self.scopes.len();
+        let _ = write!(self.scopes, "{name}/");
         f(self);
-        self.scopes.pop();
+        self.scopes.truncate(outside);
     }
 
     /// The launches, in order.
@@ -93,7 +90,7 @@ impl Plan {
 
     /// A plan of step `i` alone.
     fn only(&self, i: usize) -> Plan {
-        Plan { dtype: self.dtype, scopes: Vec::new(), steps: vec![self.steps[i].clone()] }
+        Plan { dtype: self.dtype, scopes: String::new(), steps: vec![self.steps[i].clone()] }
     }
 
     /// The list in Graphviz' language: a chain of launches, clustered by their first scope.
@@ -134,6 +131,9 @@ pub trait Backend {
     /// A linked plan: it can be run any number of times and reads what changes between runs from memory.
     type Exec;
 
+    /// Bytes on their way to the host.
+    type Pending;
+
     /// Bind a plan to this backend's memory.
     fn link(&self, plan: &Plan) -> Result<Self::Exec>;
 
@@ -141,14 +141,21 @@ pub trait Backend {
     /// change what a run computes.
     fn capture(&self, exec: &mut Self::Exec) -> Result<()>;
 
-    /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] waits for it.
+    /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] and [`Backend::wait`] wait for it.
     fn run(&self, exec: &mut Self::Exec, probe: Option<&mut dyn Probe>) -> Result<()>;
 
-    /// Copy `src` to the first `src.len()` elements of `dst`.
+    /// Copy `src` to the first `src.len()` elements of `dst`, after everything that was enqueued before. `src` may be reused
+    /// at once.
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()>;
 
-    /// Copy the first `dst.len()` elements of `src` to the host. The only call that waits for the device.
+    /// Copy the first `dst.len()` elements of `src` to the host, and wait for everything that was enqueued before.
     fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()>;
+
+    /// Copy `src` to the host after everything that was enqueued before, and do not wait for it.
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Self::Pending>;
+
+    /// The bytes of a [`Backend::enqueue_read`]. Waits for what was enqueued before it, and for nothing after it.
+    fn wait(&self, pending: Self::Pending) -> Result<Vec<u8>>;
 
     /// The bytes at `span`.
     fn snapshot(&self, span: Span) -> Result<Vec<u8>>;

@@ -1,6 +1,7 @@
 //! Many requests at once on a tiny random checkpoint: whatever runs beside a request, however its prompt is cut, whether
-//! it was preempted, and whether it found something in a cache, its tokens, the log-probabilities of all its tokens and
-//! their alternatives, and its last logits are the same to the bit.
+//! it was preempted, whether it found something in a cache, and whether steps are enqueued before the tokens of the ones
+//! before them are known, its tokens, the log-probabilities of all its tokens and their alternatives, and its last logits
+//! are the same to the bit.
 
 #![allow(clippy::print_stdout, reason = "what the runs came across is worth seeing")]
 
@@ -38,10 +39,16 @@ fn greedy(tokens: usize) -> Sampling {
     Sampling { temperature: 0.0, max_tokens: Some(tokens), ignore_eos: true, top_logprobs: 20, ..Sampling::default() }
 }
 
-/// Sixteen requests, no two alike: text alone, one picture or two, greedy, drawn, with penalties, with a stop string.
+/// With the tokens of every step known before the next one is planned, and one step ahead.
+const AHEAD: [Option<bool>; 2] = [Some(false), Some(true)];
+
+/// Sixteen requests, no two alike: text alone, one picture or two, greedy, drawn, with penalties, with a stop string, with
+/// stop tokens, with words that each token has to be known for.
 fn requests() -> Vec<Request> {
     let drawn = |seed| Sampling { seed: Some(seed), temperature: 1.0, ..greedy(24) };
     let penalised = Sampling { repetition_penalty: 1.3, frequency_penalty: 0.4, presence_penalty: 0.3, ..greedy(28) };
+    let stops = |sampling| Sampling { stop_token_ids: (0..331).step_by(11).collect(), min_tokens: 5, ..sampling };
+    let words = |sampling| Sampling { bad_words: vec!["the".into(), "moon".into(), "ab".into()], ..sampling };
     let look = "USER: <image>\nwhat is this? ASSISTANT:";
     let compare = "USER: <image><image>\ncompare the first with the second. ASSISTANT:";
     let long = format!("USER: <image>\n{} ASSISTANT:", "the picture is of the moon and what is ".repeat(3));
@@ -51,17 +58,17 @@ fn requests() -> Vec<Request> {
         request(look, &["tall"], drawn(1)),
         request(compare, &["wide", "tall"], greedy(17)),
         request(&long, &["square"], Sampling { prompt_logprobs: Some(3), ..greedy(9) }),
-        request(look, &["wide"], penalised.clone()),
+        request(look, &["wide"], words(penalised.clone())),
         request("what is the moon?", &[], Sampling { stop: vec!["e".into()], ..greedy(30) }),
         request(&long, &["wide"], drawn(7)),
         request(look, &["square"], Sampling { temperature: 0.7, top_p: 0.9, ..drawn(3) }),
         request("what is the moon?", &[], penalised.clone()),
         request(compare, &["tall", "tall"], greedy(12)),
-        request("USER: hello ASSISTANT:", &[], drawn(11)),
-        request(&long, &["square"], penalised),
+        request("USER: hello ASSISTANT:", &[], stops(drawn(11))),
+        request(&long, &["square"], stops(penalised)),
         request(look, &["tall"], greedy(1)),
         request(compare, &["square", "wide"], drawn(5)),
-        request("USER: hello there, what is the picture? ASSISTANT:", &[], greedy(33)),
+        request("USER: hello there, what is the picture? ASSISTANT:", &[], words(greedy(33))),
     ]
 }
 
@@ -124,9 +131,9 @@ fn settled(engine: &Engine) -> Stats {
 #[test]
 fn a_batch_of_any_size_changes_no_bit() {
     let (requests, expected) = (requests(), expected());
-    for size in [2, 3, 7, 8, 16] {
-        let engine = engine(Options { max_num_seqs: Some(size), ..alone() });
-        same(&engine, &requests[..size], &expected[..size], &format!("{size} at once"));
+    for (size, ahead) in [1, 2, 3, 7, 8, 16].into_iter().flat_map(|size| AHEAD.map(|ahead| (size, ahead))) {
+        let engine = engine(Options { max_num_seqs: Some(size), async_scheduling: ahead, ..alone() });
+        same(&engine, &requests[..size], &expected[..size], &format!("{size} at once, {ahead:?}"));
         // Other rows, other neighbours.
         let turned: Vec<_> = requests.iter().rev().take(size).cloned().collect();
         for (output, i) in engine.generate(&turned).iter().zip((0..16).rev()) {
@@ -139,8 +146,10 @@ fn a_batch_of_any_size_changes_no_bit() {
 #[test]
 fn chunks_change_no_bit_even_where_they_cut_a_picture() {
     let (requests, expected) = (requests(), expected());
-    for (seqs, tokens) in [(1, 1), (1, 5), (3, 7), (8, 13), (16, 16), (16, 50)] {
-        let options = Options { max_num_seqs: Some(seqs), max_num_batched_tokens: Some(tokens), ..alone() };
+    let sizes = [(1, 1), (1, 5), (3, 7), (8, 13), (16, 16), (16, 50)];
+    for ((seqs, tokens), ahead) in sizes.into_iter().flat_map(|size| AHEAD.map(|ahead| (size, ahead))) {
+        let (max_num_seqs, max_num_batched_tokens) = (Some(seqs), Some(tokens));
+        let options = Options { max_num_seqs, max_num_batched_tokens, async_scheduling: ahead, ..alone() };
         let engine = engine(options);
         same(&engine, &requests, &expected, &format!("{seqs} sequences and {tokens} tokens a step"));
         settled(&engine);
@@ -151,19 +160,21 @@ fn chunks_change_no_bit_even_where_they_cut_a_picture() {
 fn preemption_changes_no_bit() {
     let (requests, expected) = (requests(), expected());
     let mut preemptions = 0;
-    for (blocks, caches) in [8, 9, 10, 11, 12, 14, 17].into_iter().flat_map(|n| [(n, false), (n, true)]) {
+    let pools = [8, 9, 10, 11, 12, 14, 17].into_iter().flat_map(|n| [(n, false), (n, true)]);
+    for ((blocks, caches), ahead) in pools.flat_map(|pool| AHEAD.map(|ahead| (pool, ahead))) {
         let options = Options {
             max_num_seqs: Some(8),
             num_kv_blocks: Some(blocks),
+            async_scheduling: ahead,
             prefix_caching: caches,
             encoder_caching: caches,
             ..Options::default()
         };
         let engine = engine(options);
-        same(&engine, &requests, &expected, &format!("{blocks} blocks, caches {caches}"));
+        same(&engine, &requests, &expected, &format!("{blocks} blocks, caches {caches}, {ahead:?}"));
         let stats = settled(&engine);
         println!(
-            "{blocks} blocks, caches {caches}: {} preemptions, {} steps",
+            "{blocks} blocks, caches {caches}, {ahead:?}: {} preemptions, {} steps",
             stats.scheduler.preemptions, stats.steps
         );
         preemptions += stats.scheduler.preemptions;
@@ -174,16 +185,37 @@ fn preemption_changes_no_bit() {
 #[test]
 fn what_is_found_in_a_cache_changes_no_bit() {
     let (requests, expected) = (requests(), expected());
-    let engine = engine(Options { max_num_seqs: Some(5), ..Options::default() });
-    for round in 0..3 {
-        same(&engine, &requests, &expected, &format!("round {round}"));
+    for ahead in AHEAD {
+        let engine = engine(Options { max_num_seqs: Some(5), async_scheduling: ahead, ..Options::default() });
+        for round in 0..3 {
+            same(&engine, &requests, &expected, &format!("round {round}, {ahead:?}"));
+        }
+        let stats = settled(&engine);
+        println!("{:?} {:?} {:?}", stats.scheduler, stats.pictures, stats.blocks);
+        assert!(stats.scheduler.prefix_hits > 500, "{stats:?}");
+        assert_eq!(stats.pictures.misses, 3, "three pictures, each encoded once");
+        assert!(stats.pictures.hits > 5, "{stats:?}");
+        assert_eq!(stats.finished, 48);
     }
-    let stats = settled(&engine);
-    println!("{:?} {:?} {:?}", stats.scheduler, stats.pictures, stats.blocks);
-    assert!(stats.scheduler.prefix_hits > 500, "{stats:?}");
-    assert_eq!(stats.pictures.misses, 3, "three pictures, each encoded once");
-    assert!(stats.pictures.hits > 5, "{stats:?}");
-    assert_eq!(stats.finished, 48);
+}
+
+/// A step ahead costs nothing where an answer ends at its length, and one step where nobody could know.
+#[test]
+fn only_ends_that_cannot_be_foreseen_cost_a_step() {
+    let plain = request("what is the moon?", &[], greedy(12));
+    let steps = |request: &Request, ahead| {
+        let engine = engine(Options { async_scheduling: ahead, ..alone() });
+        let output = engine.answer(request, |_| ControlFlow::Continue(())).unwrap();
+        (output.token_ids, settled(&engine).steps)
+    };
+    let (tokens, taken) = steps(&plain, Some(false));
+    assert_eq!((tokens.len(), taken), (12, 12));
+    assert_eq!(steps(&plain, Some(true)), (tokens.clone(), 12));
+    let stop = Sampling { stop_token_ids: vec![tokens[6]], ..greedy(12) };
+    let stopped = request("what is the moon?", &[], stop);
+    let (tokens, taken) = steps(&stopped, Some(false));
+    assert!(tokens.len() <= 7 && taken == tokens.len() as u64);
+    assert_eq!(steps(&stopped, Some(true)), (tokens, taken + 1));
 }
 
 #[test]
@@ -237,11 +269,17 @@ fn whoever_is_cancelled_whenever_the_neighbours_stay_the_same_and_the_pool_comes
     const STEPS: usize = 18;
     let (requests, expected) = (requests(), expected());
     let neighbours = [1, 3, 8];
-    for tokens in [6, 64] {
-        let options = Options { max_num_seqs: Some(4), max_num_batched_tokens: Some(tokens), ..Options::default() };
-        let engine = engine(options);
+    // Longer than it is listened to, so that it cannot end before it is noticed.
+    let victim = Request { sampling: greedy(STEPS + 12), ..requests[0].clone() };
+    for (tokens, ahead) in [6, 64].into_iter().flat_map(|tokens| AHEAD.map(|ahead| (tokens, ahead))) {
+        let engine = engine(Options {
+            max_num_seqs: Some(4),
+            max_num_batched_tokens: Some(tokens),
+            async_scheduling: ahead,
+            ..Options::default()
+        });
         for step in 0..=STEPS {
-            let mut victim = engine.submit(requests[0].clone());
+            let mut victim = engine.submit(victim.clone());
             let streams: Vec<_> = neighbours.iter().map(|&i| engine.submit(requests[i].clone())).collect();
             let pieces = victim.by_ref().take(step).filter(|e| matches!(e, Event::Piece(_))).count();
             assert_eq!(pieces, step);
@@ -261,7 +299,7 @@ fn whoever_is_cancelled_whenever_the_neighbours_stay_the_same_and_the_pool_comes
 #[test]
 fn a_storm_of_cancellations_leaves_an_engine_that_answers_at_once() {
     let expected = expected();
-    let engine = engine(Options { max_num_seqs: Some(16), ..Options::default() });
+    let engine = engine(Options { max_num_seqs: Some(16), async_scheduling: Some(true), ..Options::default() });
     let long = Sampling { max_tokens: None, ..greedy(1) };
     let streams: Vec<_> = (0..200).map(|i| engine.submit(request(&format!("{i} a"), &[], long.clone()))).collect();
     drop(streams);
@@ -279,7 +317,7 @@ fn a_bad_request_among_good_ones_spoils_none() {
     requests[4].sampling.top_p = 7.0;
     requests[6].prompt = Prompt::Raw("word ".repeat(5000));
     requests[9].images.push(vec![0; 10].into());
-    let engine = engine(Options::default());
+    let engine = engine(Options { async_scheduling: Some(true), ..Options::default() });
     let mut told = Vec::new();
     let outputs = engine.generate_with(&requests, |i, output| told.push((i, output.is_ok())));
     for (i, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
@@ -310,7 +348,7 @@ fn a_request_that_the_pool_cannot_hold_is_refused_and_others_are_served() {
 #[test]
 fn dropping_the_engine_finishes_what_was_asked() {
     let (requests, expected) = (requests(), expected());
-    let engine = engine(Options { max_num_seqs: Some(2), ..Options::default() });
+    let engine = engine(Options { max_num_seqs: Some(2), async_scheduling: Some(true), ..Options::default() });
     let streams: Vec<_> = requests.iter().map(|r| engine.submit(r.clone())).collect();
     let other = engine.clone();
     drop(engine);

@@ -22,6 +22,7 @@ struct Faulty<F> {
 
 impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
     type Exec = Vec<Step>;
+    type Pending = Vec<u8>;
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         self.cpu.link(plan)
@@ -45,6 +46,14 @@ impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
 
     fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()> {
         self.cpu.read(src, dst)
+    }
+
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Vec<u8>> {
+        self.cpu.enqueue_read(src)
+    }
+
+    fn wait(&self, pending: Vec<u8>) -> Result<Vec<u8>> {
+        self.cpu.wait(pending)
     }
 
     fn snapshot(&self, span: Span) -> Result<Vec<u8>> {
@@ -165,6 +174,7 @@ fn decoder(dtype: DType) -> Rig {
         token: r.zeros(Region::Io, 1),
         logprobs: r.zeros(Region::Io, 1 + MAX_TOP_LOGPROBS),
         top: r.zeros(Region::Io, MAX_TOP_LOGPROBS),
+        hash: r.zeros(Region::Io, 8),
         logits,
         params: r.put(Region::Io, &params),
         biases: r.zeros(Region::Io, 0),
@@ -177,7 +187,7 @@ fn decoder(dtype: DType) -> Rig {
     let norm = |y, x, rows| RmsNorm { y, x, weight, rows, cols: hidden, eps: 1e-5 };
     let (seqs, max_blocks, context) = (1, 1, tokens);
     let p = &mut r.plan;
-    p.push(EmbedSplice { y: x, table: embedding, image_rows: pictures, ids, rows: tokens, cols: hidden });
+    p.push(EmbedSplice { y: x, table: embedding, image_rows: pictures, ids, sampled: ids, rows: tokens, cols: hidden });
     p.scope("llm/0", |p| {
         p.scope("attn", |p| {
             p.push(norm(h, x, tokens));
@@ -360,6 +370,7 @@ fn integers_have_no_tolerance() {
         token: rig.zeros(Region::Io, 1),
         logprobs: rig.zeros(Region::Io, 1 + MAX_TOP_LOGPROBS),
         top: rig.zeros(Region::Io, MAX_TOP_LOGPROBS),
+        hash: rig.zeros(Region::Io, 8),
         logits: rig.put(Region::Scratch, &logits),
         params: rig.put(Region::Io, &row),
         biases: rig.zeros(Region::Io, 0),

@@ -198,7 +198,8 @@ fn the_flags_of_the_scheduler_change_no_answer() {
     assert!(narrow.starts_with("[cache of 3 blocks, 48 tokens, "), "{narrow}");
     assert!(narrow.contains("up to 2 sequences and 7 tokens]"), "{narrow}");
     assert_eq!(hash(&narrow), expected);
-    assert_eq!(hash(&ask(&["--no-enable-prefix-caching", "--no-encoder-cache"])), expected);
+    let without = ["--no-enable-prefix-caching", "--no-encoder-cache", "--no-async-scheduling"];
+    assert_eq!(hash(&ask(&without)), expected);
     let message = fail(&["run", &tiny, "-p", "a", "--max-tokens", "100", "--num-gpu-blocks-override", "2"], 1);
     assert!(message.contains("cache blocks of 16 tokens, and there are 2"), "{message}");
     assert!(fail(&["run", &tiny, "-p", "a", "--gpu-memory-utilization", "0"], 1).contains("utilization is 0"));

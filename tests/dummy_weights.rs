@@ -1,16 +1,21 @@
 //! A model without a file of weights: `LoadFormat::Dummy`, on the settings and the tokenizer of a tiny model.
 
+#![allow(clippy::print_stdout, reason = "a figure is worth seeing")]
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Instant;
 
 use ocelli::backend::Cpu;
 use ocelli::engine::{Checkpoint, Engine, LoadFormat, LogitRows, Options, Output, Prompt, Request, Runner, Sampling};
 use ocelli::engine::{Device, SequenceStep};
-use ocelli::mem::{DType, Span};
-use ocelli::models::{Limits, Vlm};
+use ocelli::kernel::GpuInfo;
+use ocelli::mem::{Bases, DType, Span};
+use ocelli::models::{Limits, StepShape, Vlm};
 use ocelli::ops::SamplingRow;
 use ocelli::plan::Backend;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const MODEL: &str = "tests/goldens/llava-tiny-mha";
@@ -145,4 +150,44 @@ fn tied_embeddings_are_one_tensor() {
     fs::write(&file, config.replacen('{', "{\"tie_word_embeddings\": true,", 1)).unwrap();
     assert_eq!(tensors(&*model(dir.path(), LIMITS)).len(), untied - 1);
     assert_eq!(answer(dir.path(), &dummy()).token_ids.len(), 24);
+}
+
+/// A figure, not a promise: what the host does to build and resolve the plan of a step with a prompt in it, for a language
+/// model of 32 layers. What a driver adds to it is not in it.
+#[test]
+fn what_the_plan_of_a_mixed_step_takes() {
+    let dir = settings(MODEL);
+    let file = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let text = config["text_config"].as_object_mut().unwrap();
+    text.remove("head_dim");
+    for (name, value) in [
+        ("num_hidden_layers", 32),
+        ("hidden_size", 4096),
+        ("intermediate_size", 11008),
+        ("num_attention_heads", 32),
+        ("num_key_value_heads", 32),
+    ] {
+        text.insert(name.into(), json!(value));
+    }
+    fs::write(&file, config.to_string()).unwrap();
+    let limits = Limits { max_num_seqs: 256, max_num_batched_tokens: 8192, max_logit_rows: 256, ..LIMITS };
+    let options = Options { dtype: Some(DType::F16), ..dummy() };
+    let model = Checkpoint::open(dir.path(), &options).unwrap().build(limits).unwrap();
+    let shape = StepShape { decode: 100, prefill_seqs: 3, prefill_tokens: 1900, logit_rows: 103, context: 64 };
+    let gpu = GpuInfo { compute_capability: (9, 0), sms: 132, max_smem: 232_448, sm_90a: true };
+    let at = Bases::new([0x1000, 0x2000, 0x3000, 0x4000]);
+    let mut times: Vec<[f64; 2]> = (0..100)
+        .map(|_| {
+            let start = Instant::now();
+            let plan = model.step_plan(shape);
+            let built = start.elapsed();
+            let params: usize = plan.steps().iter().map(|s| s.clone().op.launched(&at, &gpu).params().len()).sum();
+            assert!(plan.steps().len() > 32 * 9 && params > 0);
+            [built, start.elapsed() - built].map(|t| 1e6 * t.as_secs_f64())
+        })
+        .collect();
+    times.sort_by(|a, b| a[0].total_cmp(&b[0]));
+    let [built, resolved] = times[times.len() / 2];
+    println!("a mixed step of 32 layers: {built:.0} us to build its plan, {resolved:.0} us to resolve it");
 }

@@ -27,6 +27,15 @@ pub enum Exec {
     Cuda(cuda::Exec),
 }
 
+/// Bytes on their way from the backend of the same name.
+pub enum Pending {
+    /// See [`Cpu`].
+    Cpu(Vec<u8>),
+    /// See [`Cuda`].
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Pending),
+}
+
 impl Any {
     /// Whether plans run as kernels on a device, which takes work off the host.
     pub fn runs_kernels(&self) -> bool {
@@ -53,7 +62,7 @@ impl Any {
 
     #[cfg(feature = "cuda")]
     fn stranger(&self) -> anyhow::Error {
-        anyhow::anyhow!("a plan was linked to another backend than {}", self.name())
+        anyhow::anyhow!("what another backend made was given to {}", self.name())
     }
 }
 
@@ -70,6 +79,7 @@ macro_rules! inner {
 
 impl Backend for Any {
     type Exec = Exec;
+    type Pending = Pending;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
         Ok(match self {
@@ -105,6 +115,24 @@ impl Backend for Any {
 
     fn read<T: Pod>(&self, src: Buf<T>, dst: &mut [T]) -> Result<()> {
         inner!(self, b => b.read(src, dst))
+    }
+
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Pending> {
+        Ok(match self {
+            Any::Cpu(b) => Pending::Cpu(b.enqueue_read(src)?),
+            #[cfg(feature = "cuda")]
+            Any::Cuda(b) => Pending::Cuda(b.enqueue_read(src)?),
+        })
+    }
+
+    fn wait(&self, pending: Pending) -> Result<Vec<u8>> {
+        match (self, pending) {
+            (Any::Cpu(b), Pending::Cpu(bytes)) => b.wait(bytes),
+            #[cfg(feature = "cuda")]
+            (Any::Cuda(b), Pending::Cuda(pending)) => b.wait(pending),
+            #[cfg(feature = "cuda")]
+            _ => Err(self.stranger()),
+        }
     }
 
     fn snapshot(&self, span: Span) -> Result<Vec<u8>> {

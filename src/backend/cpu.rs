@@ -26,6 +26,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     type Exec = Vec<Step>;
+    type Pending = Vec<u8>;
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         Ok(plan.steps().to_vec())
@@ -59,6 +60,15 @@ impl Backend for Cpu {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(dst);
         bytes.copy_from_slice(&self.memory.bytes(src.span())[..bytes.len()]);
         Ok(())
+    }
+
+    /// Everything that was enqueued has run.
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Vec<u8>> {
+        self.snapshot(src.span())
+    }
+
+    fn wait(&self, pending: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(pending)
     }
 
     fn snapshot(&self, span: Span) -> Result<Vec<u8>> {

@@ -137,6 +137,9 @@ pub(crate) struct EngineArgs {
     /// Encode every picture, whether or not an earlier request had the same
     #[arg(long, env = "OCELLI_NO_ENCODER_CACHE", value_parser = FalseyValueParser::new())]
     no_encoder_cache: bool,
+    /// Read the tokens of every step before the next one is enqueued
+    #[arg(long, env = "OCELLI_NO_ASYNC_SCHEDULING", value_parser = FalseyValueParser::new())]
+    no_async_scheduling: bool,
 }
 
 impl EngineArgs {
@@ -149,6 +152,7 @@ impl EngineArgs {
             num_kv_blocks: self.num_gpu_blocks_override.map(|n| n as usize),
             prefix_caching: !self.no_enable_prefix_caching,
             encoder_caching: !self.no_encoder_cache,
+            async_scheduling: self.no_async_scheduling.then_some(false),
             ..options
         }
     }

@@ -129,6 +129,12 @@ impl Builder {
         self
     }
 
+    /// See [`Options::async_scheduling`].
+    pub fn async_scheduling(mut self, on: bool) -> Builder {
+        self.options.async_scheduling = Some(on);
+        self
+    }
+
     /// Load the model.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::Sampler;
 use super::output::{Event, FinishReason, Output, Piece};
 use super::request::Ready;
-use super::runner::Sampled;
 use super::stats::milliseconds;
+use super::step_outputs::Sampled;
 use super::window::Ticket;
 use crate::Error;
 use crate::mem::DType;
@@ -67,9 +67,15 @@ impl Job {
         self.events.is_closed() || self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// How its next token is sampled, with the list of tokens that goes with it; `state` is its row of counts.
-    pub fn sampling(&self, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
-        self.sampler.row(&self.output.token_ids, state, list)
+    /// How its next token is sampled, with the list of tokens that goes with it, when `ahead` tokens before that one are not
+    /// known yet; `state` is its row of counts.
+    pub fn sampling(&self, ahead: usize, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
+        self.sampler.row(&self.output.token_ids, ahead, state, list)
+    }
+
+    /// Whether a token can only be sampled once the one before it is known.
+    pub fn looks_back(&self) -> bool {
+        self.sampler.looks_back()
     }
 
     /// How a row that ends amid the prompt, before `next`, is reported. `None` if it is not.

@@ -47,6 +47,9 @@ pub struct Options {
     pub prefix_caching: bool,
     /// Whether a picture that was encoded for an earlier request is kept for later ones.
     pub encoder_caching: bool,
+    /// Whether a step is enqueued before the tokens of the one before it are read; `None` is only on a GPU, which works
+    /// while the host does. Changes no answer.
+    pub async_scheduling: Option<bool>,
 }
 
 impl Default for Options {
@@ -69,6 +72,7 @@ impl Default for Options {
             num_kv_blocks: None,
             prefix_caching: true,
             encoder_caching: true,
+            async_scheduling: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What comes back.
 
-use super::runner::Sampled;
 use super::stats::milliseconds;
+use super::step_outputs::Sampled;
 use crate::Error;
 
 /// Why an answer ended.
@@ -39,8 +39,8 @@ pub struct Output {
     pub prompt_logprobs: Vec<Option<Sampled>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// FNV-1a of the last logits: shows a change in the numbers where the text is the same. Empty if the answer was
-    /// cancelled.
+    /// [`logits_hash`](crate::ops::logits_hash) of the last logits: shows a change in the numbers where the text is the
+    /// same. Empty if the answer was cancelled.
     pub logits_hash: String,
     /// Where the time went.
     pub timings: Timings,
@@ -106,23 +106,5 @@ impl Timings {
         self.decode_ms = milliseconds(first);
         let later = tokens.saturating_sub(1);
         self.tokens_per_s = if later == 0 { 0.0 } else { later as f64 / (self.decode_ms / 1e3) };
-    }
-}
-
-/// FNV-1a, 64 bits, over the little-endian bytes.
-pub(super) fn fnv1a(values: &[f32]) -> String {
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("{hash:016x}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_is_fnv1a() {
-        assert_eq!(fnv1a(&[]), "cbf29ce484222325");
-        assert_eq!(fnv1a(&[f32::from_le_bytes(*b"foob")]), format!("{:016x}", 0xdd12_0e79_0c25_12af_u64));
     }
 }

@@ -1,4 +1,4 @@
-//! Owns the backend: uploads the weights, turns a step into the buffers that the plan reads, and reads what it wrote.
+//! Owns the backend: uploads the weights, and runs encodings and steps.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -8,54 +8,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::mem::{Buf, Source, Span};
+use super::step_inputs::{Inputs, LogitRows, SequenceLists, SequenceStep};
+use super::step_outputs::{Outputs, Sampled};
+use crate::mem::{Buf, Source};
 use crate::models::{Content, Picture, Placement, RowMove, Stage, StepIo, StepShape, Tiles, Vlm, random_fills};
-use crate::ops::{IN_PROMPT, KV_BLOCK, MAX_TOP_LOGPROBS, Resize, SamplingRow, TokenBias};
+use crate::ops::{IN_PROMPT, Resize};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
-/// The tokens that one sequence brings to a step.
-#[derive(Clone, Debug)]
-pub struct SequenceStep<'a> {
-    /// Ids of the vocabulary, or `-1 - row` of the image rows.
-    pub ids: &'a [i32],
-    /// Tokens that the cache holds already: the position of the first id.
-    pub cached: usize,
-    /// Blocks of the sequence, enough for `cached + ids.len()` tokens.
-    pub blocks: &'a [i32],
-    /// How the token after the last id is sampled.
-    pub sampling: SamplingRow,
-}
-
-/// What a sequence brings to a step beside its tokens, where it brings anything.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SequenceLists<'a> {
-    /// The list of tokens of its record: see [`Sampler`](super::Sampler). In ascending order, each at most once, at most
-    /// [`MAX_TOKEN_BIASES`](crate::models::MAX_TOKEN_BIASES).
-    pub biases: &'a [TokenBias],
-    /// Report the log-probability of every id of the step that follows another and is one of the vocabulary, with so
-    /// many alternatives, whatever [`LogitRows`] says: a row each, before the sequence's last. Where the step ends amid
-    /// a prompt, the sequence's own record may report the id that comes next: see [`SamplingRow::report`].
-    pub prompt_logprobs: Option<usize>,
-}
-
-/// Rows of a step whose logits are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitRows {
-    /// The last of each sequence.
-    Last,
-    /// All of them.
-    All,
-}
-
-/// What was sampled for a row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampled {
-    /// The token; `None` if the row held a NaN or its largest score was not finite.
-    pub token: Option<u32>,
-    /// Log-probability of the token under the logits as they came.
-    pub logprob: f32,
-    /// The most likely tokens with theirs, as many as were asked for.
-    pub top: Vec<(u32, f32)>,
+/// A step that was enqueued, and what it will have sampled.
+pub struct InFlight<B: Backend> {
+    pending: B::Pending,
+    io: StepIo,
 }
 
 /// A model on a backend.
@@ -66,8 +29,8 @@ pub struct Runner<B: Backend> {
     decode: HashMap<StepShape, B::Exec>,
     /// Recorded plans that encode so many tiles from a stage on.
     encode: HashMap<(Stage, usize), B::Exec>,
-    /// What the host wrote for the last step, and the step's buffers.
-    inputs: Vec<u8>,
+    inputs: Inputs,
+    /// The buffers of the last step.
     last: Option<StepIo>,
 }
 
@@ -84,7 +47,14 @@ impl<B: Backend> Runner<B> {
             backend.run(&mut backend.link(&plan)?, None)?;
             progress(plan.cost().bytes);
         }
-        Ok(Runner { backend, model, decode: HashMap::new(), encode: HashMap::new(), inputs: Vec::new(), last: None })
+        Ok(Runner {
+            backend,
+            model,
+            decode: HashMap::new(),
+            encode: HashMap::new(),
+            inputs: Inputs::default(),
+            last: None,
+        })
     }
 
     /// The model.
@@ -128,11 +98,8 @@ impl<B: Backend> Runner<B> {
             free = free.slice(bytes..free.len());
         }
         let tiles = pictures.iter().map(|p| p.borrow().tiles).sum();
-        let plan = || match stage {
-            Stage::Tower => self.model.encode_plan(tiles),
-            Stage::Projector => self.model.project_plan(tiles),
-        };
-        let exec = recorded(&self.backend, &mut self.encode, (stage, tiles), plan)?;
+        let exec =
+            recorded(&self.backend, &mut self.encode, (stage, tiles), || encode_plan(&*self.model, stage, tiles))?;
         self.backend.run(exec, probe)
     }
 
@@ -195,7 +162,8 @@ impl<B: Backend> Runner<B> {
         lists: &[SequenceLists<'_>],
         probe: Option<&mut dyn Probe>,
     ) -> Result<StepShape> {
-        let shape = self.write_step(sequences, rows, lists)?;
+        let (shape, io) = self.inputs.write(&self.backend, self.model.io(), sequences, rows, lists)?;
+        self.last = Some(io);
         if shape.prefill_seqs > 0 {
             let plan = self.model.step_plan(shape);
             self.backend.run(&mut self.backend.link(&plan)?, probe)?;
@@ -206,98 +174,48 @@ impl<B: Backend> Runner<B> {
         Ok(shape)
     }
 
-    fn write_step(
+    /// [`Runner::step_with`] for the last row of each sequence and those that are reported, without waiting for it.
+    ///
+    /// # Errors
+    /// As those of [`Runner::step_with`].
+    pub fn enqueue(&mut self, sequences: &[SequenceStep<'_>], lists: &[SequenceLists<'_>]) -> Result<InFlight<B>> {
+        self.step_with(sequences, LogitRows::Last, lists, None)?;
+        let io = *self.last()?;
+        Ok(InFlight { pending: self.backend.enqueue_read(io.outputs)?, io })
+    }
+
+    /// What a step sampled. Waits for it, and for no later one.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn wait(&self, step: InFlight<B>) -> Result<Outputs> {
+        let InFlight { pending, io } = step;
+        Ok(Outputs { bytes: self.backend.wait(pending)?, io })
+    }
+
+    /// Record the plans of decode steps, and of encodings of up to so many tiles from a stage on, the smaller ones first,
+    /// until `enough` says so. Those that are left are recorded when they are first asked for.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn record(
         &mut self,
-        sequences: &[SequenceStep<'_>],
-        rows: LogitRows,
-        lists: &[SequenceLists<'_>],
-    ) -> Result<StepShape> {
-        ensure!(
-            lists.is_empty() || lists.len() == sequences.len(),
-            "{} sequences have {} lists",
-            sequences.len(),
-            lists.len()
-        );
-        let area = self.model.io();
-        let decode = sequences.iter().take_while(|s| s.ids.len() == 1).count();
-        let (mut ids, mut positions, mut slots) = (vec![], vec![], vec![]);
-        let (mut table, mut lens, mut start, mut logit_index) = (vec![], vec![], vec![0], vec![]);
-        let (mut sampling, mut biases) = (vec![], vec![]);
-        for (i, s) in sequences.iter().enumerate() {
-            ensure!(!s.ids.is_empty() && (i < decode || s.ids.len() > 1), "sequence {i} is out of order in the step");
-            let len = s.cached + s.ids.len();
-            ensure!(
-                len <= s.blocks.len() * KV_BLOCK && s.blocks.len() <= area.max_blocks,
-                "sequence {i} has {len} tokens and {} blocks; the table has {}",
-                s.blocks.len(),
-                area.max_blocks
-            );
-            let first = ids.len();
-            ids.extend_from_slice(s.ids);
-            for position in s.cached..len {
-                positions.push(position as i32);
-                slots.push(s.blocks[position / KV_BLOCK] * KV_BLOCK as i32 + (position % KV_BLOCK) as i32);
-            }
-            table.extend_from_slice(s.blocks);
-            table.resize((i + 1) * area.max_blocks, 0);
-            lens.push(len as i32);
-            start.push(ids.len() as i32);
-            let lists = lists.get(i).copied().unwrap_or_default();
-            let (first_bias, count) = (biases.len() as u32, lists.biases.len() as u32);
-            biases.extend_from_slice(lists.biases);
-            let own = SamplingRow { first_bias, biases: count, ..s.sampling };
-            for row in first..ids.len() {
-                let next = ids.get(row + 1).and_then(|&id| u32::try_from(id).ok());
-                let record = match (lists.prompt_logprobs, next) {
-                    _ if row + 1 == ids.len() => own,
-                    (Some(n), Some(next)) => SamplingRow::report(next, n as u32),
-                    (None, _) if rows == LogitRows::All => own,
-                    _ => continue,
-                };
-                logit_index.push(row as i32);
-                sampling.push(record);
-            }
+        max_seqs: usize,
+        encodings: Option<(Stage, usize)>,
+        enough: impl Fn() -> bool,
+    ) -> Result<()> {
+        let io = self.model.io();
+        let mut seqs = 1;
+        while seqs <= max_seqs && !enough() {
+            let shape = io.decode_shape(seqs);
+            recorded(&self.backend, &mut self.decode, shape, || self.model.step_plan(shape))?;
+            seqs = shape.decode + 1;
         }
-        let padded = if decode == sequences.len() { area.bucket(decode) } else { decode };
-        for row in decode..padded {
-            ids.push(0);
-            positions.push(0);
-            slots.push(-1);
-            table.resize((row + 1) * area.max_blocks, 0);
-            lens.push(0);
-            start.push(row as i32 + 1);
-            logit_index.push(row as i32);
-            sampling.push(SamplingRow::GREEDY);
+        let Some((stage, max_tiles)) = encodings else { return Ok(()) };
+        for tiles in (1..=max_tiles).take_while(|_| !enough()) {
+            recorded(&self.backend, &mut self.encode, (stage, tiles), || encode_plan(&*self.model, stage, tiles))?;
         }
-        let shape = StepShape {
-            decode: padded,
-            prefill_seqs: sequences.len() - decode,
-            prefill_tokens: ids.len() - padded,
-            logit_rows: logit_index.len(),
-            context: area.max_blocks * KV_BLOCK,
-        };
-        let io = area.step(shape)?;
-        let written = io.written(biases.len())?;
-        self.inputs.clear();
-        self.inputs.resize(written.len(), 0);
-        let mut put = |dst: Span, src: &[u8]| {
-            let at = (dst.byte - io.inputs.span().byte) as usize;
-            self.inputs[at..at + src.len()].copy_from_slice(src);
-        };
-        put(io.ids.span(), bytemuck::cast_slice(&ids));
-        put(io.positions.span(), bytemuck::cast_slice(&positions));
-        put(io.slot_mapping.span(), bytemuck::cast_slice(&slots));
-        put(io.block_table.span(), bytemuck::cast_slice(&table));
-        put(io.seq_lens.span(), bytemuck::cast_slice(&lens));
-        put(io.query_start.span(), bytemuck::cast_slice(&start));
-        put(io.logit_index.span(), bytemuck::cast_slice(&logit_index));
-        put(io.sampling.span(), bytemuck::cast_slice(&sampling));
-        if !biases.is_empty() {
-            put(io.biases.span(), bytemuck::cast_slice::<TokenBias, u8>(&biases));
-        }
-        self.backend.write(written, &self.inputs)?;
-        self.last = Some(io);
-        Ok(shape)
+        Ok(())
     }
 
     /// The buffers of the last step.
@@ -326,40 +244,15 @@ impl<B: Backend> Runner<B> {
         self.backend.write(io.counts.slice(state * io.vocab..(state + 1) * io.vocab), &counts)
     }
 
-    /// What the last step sampled, a row each.
+    /// What the last step sampled, a row each, with `top_logprobs` alternatives.
     ///
     /// # Errors
-    /// If the backend fails.
+    /// If the backend fails, or the step had fewer rows.
     pub fn sampled(&self, rows: usize, top_logprobs: usize) -> Result<Vec<Sampled>> {
-        let io = self.last()?;
-        let mut outputs = vec![0; io.outputs.len()];
-        self.backend.read(io.outputs, &mut outputs)?;
-        let at = |b: Span| &outputs[(b.byte - io.outputs.span().byte) as usize..][..b.bytes() as usize];
-        let tokens: Vec<i32> = bytemuck::pod_collect_to_vec(at(io.token.span()));
-        let logprobs: Vec<f32> = bytemuck::pod_collect_to_vec(at(io.logprobs.span()));
-        let top: Vec<i32> = bytemuck::pod_collect_to_vec(at(io.top.span()));
-        ensure!(rows <= tokens.len(), "{rows} rows were asked for, and the last step sampled {}", tokens.len());
-        let row = |i: usize| {
-            let logprobs = &logprobs[i * (1 + MAX_TOP_LOGPROBS)..];
-            let ids = top[i * MAX_TOP_LOGPROBS..].iter().take(top_logprobs);
-            Sampled {
-                token: u32::try_from(tokens[i]).ok(),
-                logprob: logprobs[0],
-                top: ids.zip(&logprobs[1..]).map(|(&id, &l)| (id as u32, l)).collect(),
-            }
-        };
-        Ok((0..rows).map(row).collect())
-    }
-
-    /// Logits of row `row` of the last step.
-    ///
-    /// # Errors
-    /// If the backend fails.
-    pub fn logits_of(&self, row: usize) -> Result<Vec<f32>> {
-        let vocab = self.model.io().vocab;
-        let mut logits = vec![0.0; vocab];
-        self.backend.read(self.last()?.logits.slice(row * vocab..(row + 1) * vocab), &mut logits)?;
-        Ok(logits)
+        let io = *self.last()?;
+        ensure!(rows <= io.token.len(), "{rows} rows were asked for, and the last step sampled {}", io.token.len());
+        let outputs = self.wait(InFlight { pending: self.backend.enqueue_read(io.outputs)?, io })?;
+        Ok((0..rows).map(|row| outputs.sampled(row, top_logprobs)).collect())
     }
 
     /// Logits of the last step, `[rows, vocab]`.
@@ -370,6 +263,13 @@ impl<B: Backend> Runner<B> {
         let mut logits = vec![0.0; rows * self.model.io().vocab];
         self.backend.read(self.last()?.logits, &mut logits)?;
         Ok(logits)
+    }
+}
+
+fn encode_plan(model: &dyn Vlm, stage: Stage, tiles: usize) -> Plan {
+    match stage {
+        Stage::Tower => model.encode_plan(tiles),
+        Stage::Projector => model.project_plan(tiles),
     }
 }
 

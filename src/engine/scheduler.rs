@@ -5,6 +5,11 @@
 //! to prompts, cut where it ends. A sequence runs once the cache has room for all of its tokens so far, and a block for
 //! each that runs already; when one needs a block and there is none, the latest arrival gives up its own and waits
 //! again, with its tokens so far for a prompt. So the oldest sequence always moves on, and nothing starves.
+//!
+//! A step may be planned while the one before it is *in flight*: planned, and its outcome not known. A row whose token that
+//! step samples refers to it by its place among the sampled ones. A sequence that ends meanwhile keeps what it has until the
+//! last step that holds a row of it has run, and blocks are taken from nobody while a step is in flight: a step that would
+//! have to is put off until the outcome is known.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -14,7 +19,7 @@ use anyhow::{Result, ensure};
 use super::blocks::{BlockCounts, BlockPool};
 use super::encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
 use super::sequence::{Sequence, SequenceId};
-use crate::ops::KV_BLOCK;
+use crate::ops::{KV_BLOCK, sampled_id};
 
 /// What a step and the caches may hold.
 #[derive(Clone, Copy, Debug)]
@@ -61,16 +66,25 @@ pub struct Row {
     pub id: SequenceId,
     /// Position of the first.
     pub start: usize,
-    /// The tokens; at places of pictures, `-1 - row` of the image rows.
+    /// The tokens; at places of pictures, `-1 - row` of the image rows; for one that is not known yet,
+    /// [`sampled_id`] of its row in the step before.
     pub ids: Vec<i32>,
-    /// Blocks of the sequence.
-    pub blocks: Vec<i32>,
+    /// Tokens of the answer before the next one that are not known yet.
+    pub ahead: usize,
     /// Row of the sampler's counts.
     pub state: usize,
     /// Whether these are the last that the model must see before the next token is sampled.
     pub samples: bool,
     /// Whether the log-probabilities of its tokens are reported.
     pub reports: bool,
+}
+
+impl Row {
+    /// Rows of logits that it takes: one for its last token and, if they are reported, one for each id of the vocabulary
+    /// that follows another.
+    pub fn logit_rows(&self) -> usize {
+        1 + if self.reports { self.ids[1..].iter().filter(|&&id| id >= 0).count() } else { 0 }
+    }
 }
 
 /// One step of the model.
@@ -104,6 +118,8 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     /// In the order of arrival, which is that of their numbers.
     running: Vec<Sequence>,
+    /// Have ended, and have rows in steps in flight.
+    leaving: Vec<Sequence>,
     blocks: BlockPool,
     pictures: EncoderCache,
     /// Rows of the sampler's counts that are free.
@@ -136,6 +152,7 @@ impl Scheduler {
             limits,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(max_num_seqs),
+            leaving: Vec::new(),
             blocks: BlockPool::new(limits.kv_blocks),
             pictures: EncoderCache::new(limits.pages, limits.encoder_caching),
             states: (0..max_num_seqs).rev().collect(),
@@ -190,9 +207,14 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Plan a step. Until [`Scheduler::ran`] or [`Scheduler::failed`] is told of it, nothing counts as computed.
+    /// Plan a step. Until [`Scheduler::ran`] or [`Scheduler::failed`] is told of it, nothing counts as computed. One step
+    /// may be in flight, with the tokens that it samples yet to be [pushed](Scheduler::push): then this one may turn out
+    /// empty although there is something to do, and must be planned again when the other has ended.
     pub fn schedule(&mut self) -> Step {
         let mut step = Step::default();
+        if self.is_in_flight() && self.missing_blocks() > self.blocks.available() {
+            return step;
+        }
         let decoding = self.running.iter().filter(|s| s.left() == 1).count();
         let mut budget = Budget {
             tokens: self.limits.max_num_batched_tokens - decoding,
@@ -214,7 +236,34 @@ impl Scheduler {
         }
         // Stable: the order of arrival is kept.
         step.rows.sort_by_key(|r| Reverse(r.ids.len() == 1));
+        self.depart(&step);
         step
+    }
+
+    /// A step is in flight from now on: what its rows sample is known by its place alone.
+    fn depart(&mut self, step: &Step) {
+        let mut logits = 0;
+        for row in &step.rows {
+            logits += row.logit_rows();
+            let Ok(i) = self.running.binary_search_by_key(&row.id, |s| s.id) else { continue };
+            let sequence = &mut self.running[i];
+            sequence.in_flight += 1;
+            sequence.planned = row.start + row.ids.len();
+            if row.samples {
+                sequence.unknown += 1;
+                sequence.sampled_at = logits - 1;
+            }
+        }
+    }
+
+    /// Whether a step has been planned whose outcome is not known.
+    fn is_in_flight(&self) -> bool {
+        !self.leaving.is_empty() || self.running.iter().any(|s| s.in_flight > 0)
+    }
+
+    /// Blocks that those which run need for the next step and do not have.
+    fn missing_blocks(&self) -> usize {
+        self.running.iter().map(|s| s.needed_blocks().saturating_sub(s.blocks.len())).sum()
     }
 
     /// Blocks for all tokens of running sequence `i`, at the cost of later ones, or in the end its own; then it does not
@@ -241,7 +290,7 @@ impl Scheduler {
 
     /// Let the first sequence that waits run, if there is room for all its tokens.
     fn admit(&mut self, step: &mut Step) -> bool {
-        if self.running.len() == self.limits.max_num_seqs {
+        if self.running.len() + self.leaving.len() == self.limits.max_num_seqs {
             return false;
         }
         let Some(sequence) = self.waiting.front() else { return false };
@@ -265,6 +314,7 @@ impl Scheduler {
             self.counts.prefix_hits += (found.len() * KV_BLOCK) as u64;
         }
         sequence.cached = found.len() * KV_BLOCK;
+        sequence.planned = sequence.cached;
         sequence.registered = found.len();
         sequence.passed = sequence.places.partition_point(|p| p.range().end <= sequence.cached);
         sequence.reading = sequence.passed;
@@ -279,7 +329,7 @@ impl Scheduler {
     /// The next tokens of running sequence `i`, within the budget and up to a picture that there is no room for now.
     fn take_row(&mut self, i: usize, budget: &mut Budget, step: &mut Step) {
         let sequence = &mut self.running[i];
-        let start = sequence.cached;
+        let start = sequence.planned;
         // A row is there for the last token; each before it takes one.
         let most = if sequence.reporting() { budget.reports + 1 } else { usize::MAX };
         let mut end = start + sequence.left().min(budget.tokens).min(most);
@@ -311,8 +361,10 @@ impl Scheduler {
 
     fn row(&self, i: usize, end: usize) -> Row {
         let sequence = &self.running[i];
-        let start = sequence.cached;
-        let mut ids = sequence.ids[start..end].to_vec();
+        let (start, known) = (sequence.planned, sequence.ids.len());
+        let mut ids = sequence.ids[start.min(known)..end.min(known)].to_vec();
+        // At most one is not known: there is one step in flight.
+        ids.extend((known.max(start)..end).map(|_| sampled_id(sequence.sampled_at)));
         let SchedulerLimits { page_rows, first_row, .. } = self.limits;
         for place in sequence.reading() {
             let pages = self.pictures.pages(place.key);
@@ -326,9 +378,9 @@ impl Scheduler {
             id: sequence.id,
             start,
             ids,
-            blocks: sequence.blocks.clone(),
+            ahead: sequence.unknown,
             state: sequence.state,
-            samples: end == sequence.ids.len(),
+            samples: end == sequence.len(),
             reports: sequence.reporting(),
         }
     }
@@ -336,8 +388,12 @@ impl Scheduler {
     /// The rows of a step are computed, as far as their sequences still run.
     pub fn ran(&mut self, step: &Step) {
         for row in &step.rows {
-            let Ok(i) = self.running.binary_search_by_key(&row.id, |s| s.id) else { continue };
+            let Ok(i) = self.running.binary_search_by_key(&row.id, |s| s.id) else {
+                self.landed(row.id);
+                continue;
+            };
             let sequence = &mut self.running[i];
+            sequence.in_flight -= 1;
             sequence.cached = row.start + row.ids.len();
             while sequence.passed < sequence.reading && sequence.places[sequence.passed].range().end <= sequence.cached
             {
@@ -354,27 +410,45 @@ impl Scheduler {
         }
     }
 
-    /// Nothing of a step is computed. Its sequences are gone, and its pictures are not in the cache. Returns the sequences.
+    /// Nothing of a step is computed. Its sequences are gone, those that were to run from it on among them, and its pictures
+    /// are not in the cache. Of several steps in flight, the latest fails first. Returns the sequences.
     pub fn failed(&mut self, step: &Step) -> Vec<SequenceId> {
-        let gone: Vec<_> = step.rows.iter().map(|r| r.id).filter(|&id| self.discard(id)).collect();
+        let ids = step.rows.iter().map(|r| r.id).chain(step.admitted.iter().copied());
+        let gone: Vec<_> = ids.filter(|&id| self.discard(id)).collect();
+        step.rows.iter().for_each(|r| self.landed(r.id));
         step.encode.iter().for_each(|e| self.pictures.forget(e.key));
         gone
     }
 
-    /// A token was sampled for a sequence that runs.
+    /// A row of a sequence that has ended will not be in flight any more: with the last of them, all that it has is free.
+    fn landed(&mut self, id: SequenceId) {
+        let Some(i) = self.leaving.iter().position(|s| s.id == id) else { return };
+        self.leaving[i].in_flight -= 1;
+        if self.leaving[i].in_flight == 0 {
+            let mut sequence = self.leaving.swap_remove(i);
+            self.take_away(&mut sequence);
+        }
+    }
+
+    /// A token was sampled for a sequence that runs, by the earliest step whose tokens were not known.
     pub fn push(&mut self, id: SequenceId, token: i32) {
         if let Ok(i) = self.running.binary_search_by_key(&id, |s| s.id) {
+            self.running[i].unknown -= 1;
             self.running[i].ids.push(token);
             self.running[i].extend_keys();
         }
     }
 
-    /// A sequence has ended or is not wanted any more; its blocks can be taken in the next step, and be found again until
-    /// then. Returns whether it was there.
+    /// A sequence has ended or is not wanted any more; its blocks can be taken in the next step, or once no step in flight
+    /// has a row of it, and be found again until then. Returns whether it was there.
     pub fn finish(&mut self, id: SequenceId) -> bool {
         if let Ok(i) = self.running.binary_search_by_key(&id, |s| s.id) {
             let mut sequence = self.running.remove(i);
-            self.take_away(&mut sequence);
+            if sequence.in_flight > 0 {
+                self.leaving.push(sequence);
+            } else {
+                self.take_away(&mut sequence);
+            }
             return true;
         }
         let before = self.waiting.len();
@@ -403,7 +477,7 @@ impl Scheduler {
         running.or_else(|| self.waiting.iter().find(|s| s.id == id))
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do, but to wait for what is in flight.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
@@ -439,19 +513,23 @@ impl Scheduler {
     /// # Errors
     /// Names what does not.
     pub fn check(&self) -> Result<()> {
-        self.blocks.check(self.running.iter().map(|s| s.blocks.as_slice()))?;
+        let here = || self.running.iter().chain(&self.leaving);
+        self.blocks.check(here().map(|s| s.blocks.as_slice()))?;
         let BlockCounts { free, used, cached, total } = self.blocks.counts();
         ensure!(free + used + cached == total, "{free} free, {used} used and {cached} cached blocks are not {total}");
         let mut readers = HashMap::new();
-        for place in self.running.iter().flat_map(Sequence::reading) {
+        for place in here().flat_map(Sequence::reading) {
             *readers.entry(place.key).or_insert(0) += 1;
         }
         self.pictures.check(&readers)?;
-        let mut states: Vec<_> = self.states.iter().copied().chain(self.running.iter().map(|s| s.state)).collect();
+        let mut states: Vec<_> = self.states.iter().copied().chain(here().map(|s| s.state)).collect();
         states.sort_unstable();
         ensure!(states == (0..self.limits.max_num_seqs).collect::<Vec<_>>(), "rows of counts are shared or lost");
         let order: Vec<_> = self.running.iter().chain(&self.waiting).map(|s| s.id).collect();
         ensure!(order.is_sorted(), "the order of arrival is broken: {order:?}");
+        ensure!(self.leaving.iter().all(|s| s.in_flight > 0), "a sequence has ended, and nothing will free its blocks");
+        let idle = |s: &Sequence| s.in_flight == 0 && s.unknown == 0 && s.planned == 0 && s.blocks.is_empty();
+        ensure!(self.waiting.iter().all(idle), "a sequence waits that has something in flight");
         Ok(())
     }
 }

@@ -48,6 +48,14 @@ pub struct Sequence {
     pub(super) blocks: Vec<i32>,
     /// Tokens whose keys and values are in the blocks.
     pub(super) cached: usize,
+    /// Tokens whose keys and values will be there when every step that was planned has run.
+    pub(super) planned: usize,
+    /// Tokens that such steps sample and nobody knows yet.
+    pub(super) unknown: usize,
+    /// Row of logits from which the last step that has a row of it samples its token.
+    pub(super) sampled_at: usize,
+    /// Its rows in steps that have not run.
+    pub(super) in_flight: usize,
     /// Blocks that are registered, or were found.
     pub(super) registered: usize,
     /// `places[passed .. reading]` are the pictures that it reads now.
@@ -58,6 +66,8 @@ pub struct Sequence {
     pub(super) preemptions: u32,
     /// Whether something is reported of every token of the prompt, which is computed for that wherever it may be cached.
     pub(super) reports: bool,
+    /// Whether a token of it can only be sampled once the one before it is known.
+    pub(super) looks_back: bool,
 }
 
 impl Sequence {
@@ -76,12 +86,17 @@ impl Sequence {
             keys: Vec::new(),
             blocks: Vec::new(),
             cached: 0,
+            planned: 0,
+            unknown: 0,
+            sampled_at: 0,
+            in_flight: 0,
             registered: 0,
             passed: 0,
             reading: 0,
             state: 0,
             preemptions: 0,
             reports: false,
+            looks_back: false,
         };
         sequence.extend_keys();
         sequence
@@ -112,19 +127,31 @@ impl Sequence {
         &self.places[self.passed..self.reading]
     }
 
-    /// Tokens that the model has yet to see before there is a next one.
+    /// Let no step sample a token of it before the one before that is known.
+    pub fn look_back(&mut self) {
+        self.looks_back = true;
+    }
+
+    /// Tokens with those that nobody knows yet.
+    pub(super) fn len(&self) -> usize {
+        self.ids.len() + self.unknown
+    }
+
+    /// Tokens that the model has yet to see before there is a next one; none as long as the next step has nothing to do
+    /// for it: the token that is not known yet is its last, or must be known first.
     pub(super) fn left(&self) -> usize {
-        self.ids.len() - self.cached
+        let waits = self.unknown > 0 && (self.looks_back || self.len() >= self.limit);
+        if waits { 0 } else { self.len() - self.planned }
     }
 
     /// Whether its next rows report the prompt: as long as there is no answer.
     pub(super) fn reporting(&self) -> bool {
-        self.reports && self.ids.len() == self.prompt
+        self.reports && self.len() == self.prompt
     }
 
-    /// Blocks that its tokens take.
+    /// Blocks that its tokens take, as far as the model is to see them.
     pub(super) fn needed_blocks(&self) -> usize {
-        self.ids.len().div_ceil(KV_BLOCK)
+        (self.planned + self.left()).div_ceil(KV_BLOCK)
     }
 
     /// Keys of the blocks that have become full.
@@ -147,7 +174,7 @@ impl Sequence {
 
     /// It has no place in the cache any more; what it said so far becomes its prompt.
     pub(super) fn forget_cache(&mut self) -> Vec<i32> {
-        (self.cached, self.registered, self.passed, self.reading) = (0, 0, 0, 0);
+        (self.cached, self.planned, self.registered, self.passed, self.reading) = (0, 0, 0, 0, 0);
         std::mem::take(&mut self.blocks)
     }
 }

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::memory::{self, Placed};
-use super::runner::{LogitRows, Runner, SequenceStep};
+use super::runner::Runner;
 use super::stats::{Stats, milliseconds};
+use super::step_inputs::{LogitRows, SequenceStep};
 use super::stream::{self, Lost};
 use super::worker::{Arrival, Worker};
 use super::{Checkpoint, Device, Memory, Options, PictureKey, Scheduler, Shared};
@@ -19,6 +20,9 @@ use crate::mem::Source;
 use crate::models::{Content, ImageInputType, RowMove, Tiles, Vlm};
 use crate::ops::{KV_BLOCK, SamplingRow};
 use crate::{Error, Result};
+
+/// How long plans are recorded before the first request.
+const RECORDING: Duration = Duration::from_secs(5);
 
 /// What bringing the weights to the device took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,10 +76,11 @@ fn serve(dir: PathBuf, options: &Options, arrivals: Receiver<Arrival>, tell: Sen
     };
     match load(&dir, options, progress) {
         Ok((shared, runner, scheduler)) => {
+            let async_scheduling = options.async_scheduling.unwrap_or(shared.runs_kernels);
             let told = tell.send(News::Ready(Ok(shared.clone())));
             drop(tell);
             if told.is_ok() {
-                Worker::new(shared, runner, scheduler, arrivals).run();
+                Worker::new(shared, runner, scheduler, arrivals, async_scheduling).run();
             }
         }
         Err(error) => {
@@ -127,8 +132,9 @@ fn load(
     Ok((Arc::new(shared), runner, scheduler))
 }
 
-/// Run everything once, a picture, a prompt and answers, so that the first request finds kernels loaded and decode
-/// steps recorded.
+/// Run everything once, a picture, a prompt and answers, and record decode steps and encodings of every number that
+/// recurs, so that no request finds a kernel that is not loaded or a plan that is not recorded. What would take longer than
+/// [`RECORDING`] is left for when it is needed.
 fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> anyhow::Result<()> {
     const TEXT: usize = 32;
     let model = runner.shared_model();
@@ -154,7 +160,10 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
             runner.sampled(1, 0)?;
         }
     }
-    Ok(())
+    let start = Instant::now();
+    let stage = pictures.first().and_then(|picture| picture.content.stage());
+    let encodings = stage.map(|stage| (stage, memory.max_tiles));
+    runner.record(memory.max_num_seqs, encodings, || start.elapsed() > RECORDING)
 }
 
 /// A picture of the greatest cost, as this engine is given them.

@@ -33,6 +33,10 @@ pub struct Stats {
     pub failed: u64,
     /// Milliseconds in which the engine planned steps, without computing them.
     pub schedule_ms: f64,
+    /// Milliseconds in which it wrote the inputs of steps and enqueued them; on the host, computed them too.
+    pub enqueue_ms: f64,
+    /// Milliseconds in which it waited for what steps sampled.
+    pub wait_ms: f64,
     /// Milliseconds in which it turned tokens to text and handed them on.
     pub deliver_ms: f64,
 }

@@ -1,6 +1,9 @@
-//! The engine's thread: it owns the backend, the scheduler and the caches, and does one step after another.
+//! The engine's thread: it owns the backend, the scheduler and the caches, and does one step after another. With a device
+//! that works beside the host, a step is enqueued before the tokens of the one before it are read, so that the device does
+//! not wait while those become text and the next step is planned.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -8,10 +11,11 @@ use std::time::Instant;
 use anyhow::anyhow;
 
 use super::job::Job;
-use super::output::{FinishReason, fnv1a};
-use super::runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
+use super::runner::{InFlight, Runner};
 use super::scheduler::{Encode, Row, Scheduler, Step};
 use super::stats::{Stats, milliseconds};
+use super::step_inputs::{SequenceLists, SequenceStep};
+use super::step_outputs::{Outputs, Sampled};
 use super::{Sequence, SequenceId, Shared};
 use crate::models::{Content, RowMove, Stage, Tiles};
 use crate::ops::SamplingRow;
@@ -27,15 +31,35 @@ pub(super) struct Worker<B: Backend> {
     scheduler: Scheduler,
     jobs: HashMap<SequenceId, Job>,
     arrivals: Receiver<Arrival>,
+    /// Steps that were enqueued and whose tokens were not read, the earliest first.
+    in_flight: VecDeque<(Step, InFlight<B>)>,
+    /// So many of them may be there while no other is being enqueued.
+    ahead: usize,
     /// Number of the latest request.
     latest: SequenceId,
     stats: Stats,
 }
 
 impl<B: Backend> Worker<B> {
-    pub fn new(shared: Arc<Shared>, runner: Runner<B>, scheduler: Scheduler, arrivals: Receiver<Arrival>) -> Worker<B> {
-        let jobs = HashMap::new();
-        Worker { shared, runner, scheduler, jobs, arrivals, latest: 0, stats: Stats::default() }
+    /// With `async_scheduling`, a step is enqueued before the tokens of the one before it are read.
+    pub fn new(
+        shared: Arc<Shared>,
+        runner: Runner<B>,
+        scheduler: Scheduler,
+        arrivals: Receiver<Arrival>,
+        async_scheduling: bool,
+    ) -> Worker<B> {
+        Worker {
+            shared,
+            runner,
+            scheduler,
+            jobs: HashMap::new(),
+            arrivals,
+            in_flight: VecDeque::new(),
+            ahead: usize::from(async_scheduling),
+            latest: 0,
+            stats: Stats::default(),
+        }
     }
 
     /// Work until nobody can ask for anything any more and everything that was asked is answered, or the device is lost.
@@ -43,18 +67,21 @@ impl<B: Backend> Worker<B> {
         self.publish();
         while self.receive() {
             self.drop_unwanted();
-            if !self.scheduler.is_idle()
-                && let Err(lost) = self.step()
-            {
+            if let Err(lost) = self.turn() {
                 return self.end(&lost);
             }
             self.publish();
         }
     }
 
+    /// Nothing to do, and nothing on its way.
+    fn is_idle(&self) -> bool {
+        self.scheduler.is_idle() && self.in_flight.is_empty()
+    }
+
     /// Take in what has arrived, and wait for it if there is nothing else to do. False when that will never be again.
     fn receive(&mut self) -> bool {
-        if self.scheduler.is_idle() {
+        if self.is_idle() {
             match self.arrivals.recv() {
                 Ok(arrival) => self.take(arrival),
                 Err(_) => return false,
@@ -72,6 +99,9 @@ impl<B: Backend> Worker<B> {
         let (mut sequence, job) = *arrival;
         self.latest += 1;
         sequence.id = self.latest;
+        if job.looks_back() {
+            sequence.look_back();
+        }
         match self.scheduler.add(sequence) {
             Ok(()) => {
                 self.jobs.insert(self.latest, job);
@@ -95,25 +125,69 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// One step of the model. Only the loss of the device is an error here; every other failure is that of its requests.
-    fn step(&mut self) -> Result<(), DeviceLost> {
+    /// Enqueue a step if there is one, and take in what earlier ones have sampled while the device is at work. Only the loss
+    /// of the device is an error here; every other failure is that of its requests.
+    fn turn(&mut self) -> Result<(), DeviceLost> {
+        let may_fly = if self.start()? { self.ahead } else { 0 };
+        while self.in_flight.len() > may_fly {
+            self.collect(None)?;
+        }
+        Ok(())
+    }
+
+    /// Plan a step and enqueue it. Returns whether there was anything to enqueue.
+    fn start(&mut self) -> Result<bool, DeviceLost> {
         let start = Instant::now();
         let step = self.scheduler.schedule();
         self.stats.schedule_ms += milliseconds(start);
         self.note(&step);
-        match self.compute(&step) {
-            Ok(sampled) => {
-                let start = Instant::now();
-                let lost = self.deliver(&step, sampled);
-                self.stats.deliver_ms += milliseconds(start);
-                lost
+        let start = Instant::now();
+        let enqueued = self.enqueue(&step);
+        self.stats.enqueue_ms += milliseconds(start);
+        match enqueued {
+            Ok(Some(outputs)) => {
+                self.stats.steps += 1;
+                self.in_flight.push_back((step, outputs));
+                Ok(true)
             }
-            Err(error) => self.give_up(&step, &error),
+            Ok(None) => Ok(false),
+            Err(error) => {
+                // What was sampled before is not spoilt.
+                while lost(&error).is_none() && !self.in_flight.is_empty() {
+                    self.collect(Some(&step))?;
+                }
+                self.give_up(&step, &error)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Wait for the earliest step in flight, and deliver what it sampled. `behind` was planned after all that are in flight,
+    /// and could not be enqueued.
+    fn collect(&mut self, behind: Option<&Step>) -> Result<(), DeviceLost> {
+        let Some((step, outputs)) = self.in_flight.pop_front() else { return Ok(()) };
+        let start = Instant::now();
+        let outputs = self.runner.wait(outputs);
+        self.stats.wait_ms += milliseconds(start);
+        match outputs {
+            Ok(outputs) => {
+                let start = Instant::now();
+                self.deliver(&step, &outputs);
+                self.stats.deliver_ms += milliseconds(start);
+                Ok(())
+            }
+            Err(error) => {
+                // Later steps have read what this one should have left, so they go first, the latest before all.
+                behind.map_or(Ok(()), |step| self.give_up(step, &error))?;
+                while let Some((later, _)) = self.in_flight.pop_back() {
+                    self.give_up(&later, &error)?;
+                }
+                self.give_up(&step, &error)
+            }
         }
     }
 
     fn note(&mut self, step: &Step) {
-        self.stats.steps += 1;
         for row in &step.rows {
             let prompt = self.scheduler.sequence(row.id).map_or(0, |s| s.prompt);
             self.stats.prompt_tokens += prompt.saturating_sub(row.start).min(row.ids.len()) as u64;
@@ -126,10 +200,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Encode the pictures of a step, run it, and read its rows of logits: for each of its rows, what it reports of the
-    /// prompt, and then its last.
-    fn compute(&mut self, step: &Step) -> anyhow::Result<Vec<Sampled>> {
-        self.encode(step)?;
+    /// Encode the pictures of a step and enqueue it; `None` if it has no rows.
+    fn enqueue(&mut self, step: &Step) -> anyhow::Result<Option<InFlight<B>>> {
         for &id in &step.admitted {
             if let (Some(sequence), Some(job)) = (self.scheduler.sequence(id), self.jobs.get(&id))
                 && job.counts_tokens()
@@ -138,33 +210,28 @@ impl<B: Backend> Worker<B> {
                 self.runner.reset_counts(sequence.state, prompt, answer)?;
             }
         }
+        if step.rows.is_empty() {
+            return Ok(None);
+        }
+        self.encode(step)?;
         let mut biases = vec![Vec::new(); step.rows.len()];
-        let (mut sequences, mut alternatives, mut rows) = (Vec::with_capacity(step.rows.len()), 0, 0);
+        let (mut sequences, mut lists) = (Vec::with_capacity(step.rows.len()), Vec::with_capacity(step.rows.len()));
         for (row, biases) in step.rows.iter().zip(&mut biases) {
-            let sampling = self.jobs.get(&row.id).and_then(|job| match (row.samples, row.reports) {
-                (true, _) => Some(job.sampling(row.state, biases)),
-                (false, true) => job.prompt_row(self.after(row)),
+            let job = self.jobs.get(&row.id);
+            let sequence = self.scheduler.sequence(row.id);
+            let sampling = job.and_then(|job| match (row.samples, row.reports) {
+                (true, _) => Some(job.sampling(row.ahead, row.state, biases)),
+                (false, true) => job.prompt_row(after(sequence, row)),
                 (false, false) => None,
             });
-            if let Some(job) = self.jobs.get(&row.id).filter(|_| row.samples || row.reports) {
-                alternatives = alternatives.max(job.alternatives());
-            }
             // What a row amid a prompt samples is not used, nor counted.
             let sampling = sampling.unwrap_or(SamplingRow::GREEDY);
-            rows += reported(row) + 1;
-            sequences.push(SequenceStep { ids: &row.ids, cached: row.start, blocks: &row.blocks, sampling });
+            let blocks = sequence.map_or(&[][..], Sequence::blocks);
+            sequences.push(SequenceStep { ids: &row.ids, cached: row.start, blocks, sampling });
+            let prompt_logprobs = job.filter(|_| row.reports).and_then(Job::prompt_logprobs);
+            lists.push(SequenceLists { biases, prompt_logprobs });
         }
-        let asked = |row: &Row| self.jobs.get(&row.id).filter(|_| row.reports).and_then(Job::prompt_logprobs);
-        let lists = step.rows.iter().zip(&biases);
-        let lists: Vec<_> = lists.map(|(row, biases)| SequenceLists { biases, prompt_logprobs: asked(row) }).collect();
-        self.runner.step_with(&sequences, LogitRows::Last, &lists, None)?;
-        self.runner.sampled(rows, alternatives)
-    }
-
-    /// The id that follows a row amid a prompt.
-    fn after(&self, row: &Row) -> i32 {
-        let next = self.scheduler.sequence(row.id).and_then(|s| s.ids().get(row.start + row.ids.len()));
-        next.copied().unwrap_or(-1)
+        self.runner.enqueue(&sequences, &lists).map(Some)
     }
 
     /// Bring the rows of pictures to their pages: what begins at the same stage is encoded together, and embeddings are
@@ -199,23 +266,24 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
-    /// Hand every sampled token to its request.
-    fn deliver(&mut self, step: &Step, sampled: Vec<Sampled>) -> Result<(), DeviceLost> {
-        let mut sampled = sampled.into_iter();
+    /// Hand every sampled token to its request. Rows of requests that have ended meanwhile are nobody's.
+    fn deliver(&mut self, step: &Step, outputs: &Outputs) {
         let mut tokens = Vec::with_capacity(step.rows.len());
-        let mut logits = 0;
+        let mut first = 0;
         for row in &step.rows {
-            let own: Vec<_> = sampled.by_ref().take(reported(row) + 1).collect();
-            logits += own.len();
-            let used = if row.samples || row.reports { &own[..] } else { &[] };
-            if used.iter().any(|s| s.token.is_none()) {
-                // Whatever holds a NaN must not be found again.
-                self.scheduler.discard(row.id);
-                self.fail(row.id, Job::no_number);
+            let last = first + row.logit_rows() - 1;
+            if let Some(alternatives) = self.jobs.get(&row.id).map(Job::alternatives) {
+                match self.read(row, first..last + 1, alternatives, outputs) {
+                    Ok(Some(sampled)) => tokens.push((row.id, sampled, last)),
+                    Ok(None) => {}
+                    Err(NoNumber) => {
+                        // Whatever holds a NaN must not be found again.
+                        self.scheduler.discard(row.id);
+                        self.fail(row.id, Job::no_number);
+                    }
+                }
             }
-            if let Some(last) = self.report(row, own) {
-                tokens.push((row.id, last, logits - 1));
-            }
+            first = last + 1;
         }
         self.scheduler.ran(step);
         for (id, sampled, row) in tokens {
@@ -224,19 +292,38 @@ impl<B: Backend> Worker<B> {
             self.scheduler.push(id, token as i32);
             match job.push(token, sampled) {
                 Ok(None) => {}
-                Ok(Some(reason)) => self.finish(id, reason, row)?,
+                Ok(Some(reason)) => {
+                    self.scheduler.finish(id);
+                    self.stats.finished += 1;
+                    if let Some(job) = self.jobs.remove(&id) {
+                        job.finish(reason, format!("{:016x}", outputs.logits_hash(row)));
+                    }
+                }
                 Err(error) => {
                     self.scheduler.finish(id);
                     self.fail(id, |_| Error::Model(error));
                 }
             }
         }
-        Ok(())
     }
 
-    /// Tell a request what a row reports of its prompt, and return what it sampled, if it does.
-    fn report(&mut self, row: &Row, mut own: Vec<Sampled>) -> Option<Sampled> {
-        let next = self.after(row);
+    /// Tell a request what a row reports of its prompt, and return what it sampled, if it does. `rows` are its rows of
+    /// logits.
+    fn read(
+        &mut self,
+        row: &Row,
+        rows: Range<usize>,
+        alternatives: usize,
+        outputs: &Outputs,
+    ) -> Result<Option<Sampled>, NoNumber> {
+        if !row.samples && !row.reports {
+            return Ok(None);
+        }
+        let mut own: Vec<_> = rows.map(|row| outputs.sampled(row, alternatives)).collect();
+        if own.iter().any(|sampled| sampled.token.is_none()) {
+            return Err(NoNumber);
+        }
+        let next = after(self.scheduler.sequence(row.id), row);
         let last = if row.samples { own.pop() } else { None };
         if row.reports
             && let Some(job) = self.jobs.get_mut(&row.id)
@@ -247,27 +334,7 @@ impl<B: Backend> Worker<B> {
                 job.report(row.start + i, sampled);
             }
         }
-        last
-    }
-
-    /// An answer is complete; its last logits are row `row` of the step's.
-    fn finish(&mut self, id: SequenceId, reason: FinishReason, row: usize) -> Result<(), DeviceLost> {
-        self.scheduler.finish(id);
-        match self.runner.logits_of(row) {
-            Ok(logits) => {
-                self.stats.finished += 1;
-                if let Some(job) = self.jobs.remove(&id) {
-                    job.finish(reason, fnv1a(&logits));
-                }
-            }
-            Err(error) => {
-                self.fail(id, |_| copy(&error));
-                if let Some(lost) = error.downcast_ref::<DeviceLost>() {
-                    return Err(lost.clone());
-                }
-            }
-        }
-        Ok(())
+        Ok(last)
     }
 
     fn fail(&mut self, id: SequenceId, error: impl FnOnce(&Job) -> Error) {
@@ -280,7 +347,7 @@ impl<B: Backend> Worker<B> {
 
     /// A step failed: so have its requests. Those that were not in it go on, if the device does.
     fn give_up(&mut self, step: &Step, error: &anyhow::Error) -> Result<(), DeviceLost> {
-        if let Some(lost) = error.downcast_ref::<DeviceLost>() {
+        if let Some(lost) = lost(error) {
             return Err(lost.clone());
         }
         for id in self.scheduler.failed(step) {
@@ -293,6 +360,7 @@ impl<B: Backend> Worker<B> {
     fn end(mut self, lost: &DeviceLost) {
         self.shared.lost.set(lost);
         let error = || Error::Device(anyhow::Error::new(lost.clone()));
+        self.in_flight.clear();
         for (id, job) in std::mem::take(&mut self.jobs) {
             self.scheduler.discard(id);
             self.stats.failed += 1;
@@ -317,14 +385,22 @@ impl<B: Backend> Worker<B> {
     }
 }
 
-/// Rows of logits that a row takes beside its last: for its ids that follow another and are of the vocabulary.
-fn reported(row: &Row) -> usize {
-    if row.reports { row.ids[1..].iter().filter(|&&id| id >= 0).count() } else { 0 }
+/// A row of logits holds no number to choose a token by.
+struct NoNumber;
+
+/// The id that follows a row amid the prompt of its sequence.
+fn after(sequence: Option<&Sequence>, row: &Row) -> i32 {
+    sequence.and_then(|s| s.ids().get(row.start + row.ids.len())).copied().unwrap_or(-1)
+}
+
+/// What ended the device, if that is what an error says.
+fn lost(error: &anyhow::Error) -> Option<&DeviceLost> {
+    error.downcast_ref()
 }
 
 /// The error of a step for one of several requests.
 fn copy(error: &anyhow::Error) -> Error {
-    Error::Device(match error.downcast_ref::<DeviceLost>() {
+    Error::Device(match lost(error) {
         Some(lost) => anyhow::Error::new(lost.clone()),
         None => anyhow!("{error:#}"),
     })

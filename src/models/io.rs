@@ -68,15 +68,23 @@ pub struct StepArea {
     pub max_blocks: usize,
     /// Tokens of the vocabulary.
     pub vocab: usize,
+    /// `[max_logit_rows]`: what the last step sampled. One place for every step, so that the next one can read there what
+    /// the host does not know yet.
+    sampled: Buf<i32>,
     limits: Limits,
-    free: Layout,
+    /// What the host reads begins here, at the sampled tokens, and behind it what it writes.
+    outputs: Layout,
+    inputs: Layout,
 }
 
 /// The buffers of a step. Sequences are numbered as their rows are: decode sequences first.
 #[derive(Clone, Copy, Debug)]
 pub struct StepIo {
-    /// `[tokens]`: an id of the vocabulary, or `-1 - row` of the image rows.
+    /// `[tokens]`: an id of the vocabulary, `-1 - row` of the image rows, or [`sampled_id`](crate::ops::sampled_id) of a row
+    /// of the step before.
     pub ids: Buf<i32>,
+    /// `[any]`: what the step before sampled, until this one samples.
+    pub sampled: Buf<i32>,
     /// `[tokens]`: place in the sequence.
     pub positions: Buf<i32>,
     /// `[tokens]`: slot in the cache, -1 for a row that is only there to fill the batch.
@@ -106,7 +114,9 @@ pub struct StepIo {
     pub logprobs: Buf<f32>,
     /// `[logit_rows, 20]`
     pub top: Buf<i32>,
-    /// The last three: what the host reads.
+    /// `[logit_rows]` of u64: hashes of the logits.
+    pub hash: Buf<u8>,
+    /// The last four: what the host reads.
     pub outputs: Buf<u8>,
     /// See [`StepArea::max_blocks`].
     pub max_blocks: usize,
@@ -136,8 +146,11 @@ impl StepArea {
     /// Take room for the largest step from the layout of [`Region::Io`].
     pub(super) fn new(io: &mut Layout, limits: Limits, vocab: usize) -> StepArea {
         let counts = io.take(limits.max_num_seqs * vocab);
-        let area = StepArea { counts, max_blocks: limits.max_blocks(), vocab, limits, free: io.clone() };
+        let outputs = io.clone();
         let Limits { max_num_seqs, max_num_batched_tokens, max_logit_rows, .. } = limits;
+        let sampled = Outputs::take(io, max_logit_rows).token;
+        let max_blocks = limits.max_blocks();
+        let area = StepArea { counts, max_blocks, vocab, sampled, limits, outputs, inputs: io.clone() };
         area.take(io, max_num_batched_tokens, max_num_seqs, max_logit_rows);
         area
     }
@@ -147,6 +160,13 @@ impl StepArea {
     pub fn bucket(&self, seqs: usize) -> usize {
         let Limits { max_num_seqs, max_num_batched_tokens, max_logit_rows, .. } = self.limits;
         seqs.next_power_of_two().min(max_num_seqs).min(max_num_batched_tokens).min(max_logit_rows).max(seqs)
+    }
+
+    /// The shape of a step of `seqs` decode sequences, filled up with rows of nobody to a number that a step is built for.
+    pub fn decode_shape(&self, seqs: usize) -> StepShape {
+        let rows = self.bucket(seqs);
+        let context = self.max_blocks * KV_BLOCK;
+        StepShape { decode: rows, prefill_seqs: 0, prefill_tokens: 0, logit_rows: rows, context }
     }
 
     /// The buffers of a step.
@@ -169,7 +189,7 @@ impl StepArea {
     /// [`StepArea::step`] for a plan, which may be built to be looked at, for a shape that no region was sized for.
     pub(super) fn packed(&self, shape: StepShape) -> StepIo {
         let seqs = shape.decode + shape.prefill_seqs;
-        self.take(&mut self.free.clone(), shape.tokens(), seqs, shape.logit_rows)
+        self.take(&mut self.inputs.clone(), shape.tokens(), seqs, shape.logit_rows)
     }
 
     fn take(&self, io: &mut Layout, tokens: usize, seqs: usize, rows: usize) -> StepIo {
@@ -185,13 +205,10 @@ impl StepArea {
         let inputs = io.since(start);
         let biases = io.take(seqs * MAX_TOKEN_BIASES * size_of::<TokenBias>());
         let host = io.since(start);
-        let start = io.bytes();
-        let token = io.take(rows);
-        let logprobs = io.take(rows * (1 + MAX_TOP_LOGPROBS));
-        let top = io.take(rows * MAX_TOP_LOGPROBS);
-        let outputs = io.since(start);
+        let Outputs { token, logprobs, top, hash, all } = Outputs::take(&mut self.outputs.clone(), rows);
         StepIo {
             ids,
+            sampled: self.sampled,
             positions,
             slot_mapping,
             block_table,
@@ -206,10 +223,32 @@ impl StepArea {
             token,
             logprobs,
             top,
-            outputs,
+            hash,
+            outputs: all,
             max_blocks: self.max_blocks,
             host,
         }
+    }
+}
+
+/// What the host reads after a step, packed for its rows.
+struct Outputs {
+    /// Comes first, so it begins at one place whatever the number of rows.
+    token: Buf<i32>,
+    logprobs: Buf<f32>,
+    top: Buf<i32>,
+    hash: Buf<u8>,
+    all: Buf<u8>,
+}
+
+impl Outputs {
+    fn take(io: &mut Layout, rows: usize) -> Outputs {
+        let start = io.bytes();
+        let token = io.take(rows);
+        let logprobs = io.take(rows * (1 + MAX_TOP_LOGPROBS));
+        let top = io.take(rows * MAX_TOP_LOGPROBS);
+        let hash = io.take(rows * size_of::<u64>());
+        Outputs { token, logprobs, top, hash, all: io.since(start) }
     }
 }
 
@@ -247,8 +286,10 @@ mod tests {
         for shape in [decode(1), decode(6), StepShape { prefill_seqs: 2, prefill_tokens: 36, ..decode(4) }] {
             let step = area.step(shape).unwrap();
             let end = |at: crate::mem::Span| (at.byte + at.bytes()) as usize;
-            assert!(end(step.logits.span()).max(end(step.outputs.span())) <= io.bytes());
+            assert!(end(step.logits.span()) <= io.bytes());
             assert!(end(step.sampling.span()) == end(step.inputs.span()));
+            assert!(end(step.outputs.span()) <= step.inputs.span().byte as usize, "the next step's inputs spare them");
+            assert_eq!(step.token.span().byte, step.sampled.span().byte, "the next step finds them there");
         }
         let small = area.step(decode(1)).unwrap();
         assert!(small.inputs.len() <= 8 * 256, "{} bytes for one row", small.inputs.len());

@@ -88,7 +88,8 @@ impl Llama {
         let (n, d) = (shape.tokens(), c.hidden_size);
         let rows = self.rows(scratch, shape);
         let ids = io.ids.slice(0..n);
-        plan.push(EmbedSplice { y: rows.x, table: self.embed, image_rows, ids, rows: n, cols: d });
+        let sampled = io.sampled;
+        plan.push(EmbedSplice { y: rows.x, table: self.embed, image_rows, ids, sampled, rows: n, cols: d });
         let norm = |weight| Some(Norm { weight, eps: c.rms_norm_eps as f32 });
         let linear = |p: &mut Plan, c, (norm, a), b, n_out, k, epilogue| {
             project(p, Gemv { c, a, b, m: n, n: n_out, k, norm, epilogue }, rows.h);
@@ -182,6 +183,7 @@ impl Llama {
             token: io.token,
             logprobs: io.logprobs,
             top: io.top,
+            hash: io.hash,
             logits,
             params: io.sampling,
             biases: io.biases,

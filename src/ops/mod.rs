@@ -34,7 +34,7 @@ mod sample;
 
 pub use attention::{KV_BLOCK, PagedKv};
 pub use dense_attention::{DenseAttention, DenseAttentionParams};
-pub use embed_splice::{EmbedSplice, EmbedSpliceParams};
+pub use embed_splice::{EmbedSplice, EmbedSpliceParams, sampled_id};
 pub use gather::{Gather, GatherParams};
 pub use gemm::{Epilogue, Gemm, GemmParams};
 pub use gemv::{Gemv, GemvParams, Norm};
@@ -47,7 +47,7 @@ pub use resize::{Resize, ResizeAxis, ResizeAxisParams, ResizeParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
 pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
 pub use sample::{
-    IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias,
+    IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias, logits_hash,
 };
 
 use crate::host::HostMem;

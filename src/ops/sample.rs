@@ -42,6 +42,8 @@ pub struct Sample {
     pub logprobs: Buf<f32>,
     /// `[rows, 20]`: the most likely tokens; as many as the row asks for.
     pub top: Buf<i32>,
+    /// `[rows]` of u64: [`logits_hash`] of the logits as they came, where there is a token.
+    pub hash: Buf<u8>,
     /// `[rows, vocab]`
     pub logits: Buf<f32>,
     /// `[rows]` of [`SamplingRow`].
@@ -138,12 +140,12 @@ impl Kernel for Sample {
 
     fn cost(&self) -> Cost {
         let logits = (self.rows * self.vocab) as u64;
-        let row = size_of::<SamplingRow>() + 4 * (1 + (1 + MAX_TOP_LOGPROBS) + MAX_TOP_LOGPROBS);
+        let row = size_of::<SamplingRow>() + 4 * (1 + (1 + MAX_TOP_LOGPROBS) + MAX_TOP_LOGPROBS) + 8;
         Cost { bytes: 4 * logits + (self.rows * row) as u64, flops: 4 * logits }
     }
 
     fn writes(&self) -> Spans {
-        vec![self.token.span(), self.logprobs.span(), self.top.span(), self.counts.span()]
+        vec![self.token.span(), self.logprobs.span(), self.top.span(), self.hash.span(), self.counts.span()]
     }
 
     fn reference(&self, m: &HostMem) {
@@ -157,6 +159,7 @@ impl Kernel for Sample {
             let token = next_token(raw, row, &biases, counts.map(|c| m.read(c)).as_deref());
             tokens[i] = token.map_or(-1, |t| t as i32);
             let Some(token) = token else { continue };
+            m.bytes_mut(self.hash.slice(8 * i..8 * (i + 1)).span()).copy_from_slice(&logits_hash(raw).to_le_bytes());
             let normaliser = log_sum_exp(raw);
             logprobs[i * (1 + MAX_TOP_LOGPROBS)] = raw[token] - normaliser;
             for (j, t) in most_likely(raw, row.top_logprobs as usize).into_iter().enumerate() {
@@ -172,6 +175,20 @@ impl Kernel for Sample {
         m.bytes_mut(self.top.span()).copy_from_slice(bytemuck::cast_slice(&top));
         m.store(self.logprobs, &logprobs);
     }
+}
+
+/// A hash of a row of logits, to the bit: shows a change in the numbers where the token is the same. A sum over the tokens,
+/// modulo 2^64, so that it may be added up in any order.
+pub fn logits_hash(logits: &[f32]) -> u64 {
+    let word = |(token, logit): (usize, &f32)| mix((token as u64) << 32 | u64::from(logit.to_bits()));
+    logits.iter().enumerate().map(word).fold(0, u64::wrapping_add)
+}
+
+/// The output function of SplitMix64.
+fn mix(word: u64) -> u64 {
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
 }
 
 /// The token of a row, or `None` if it has no answer. `counts` is absent where penalties are off.
@@ -311,6 +328,7 @@ pub struct SampleParams {
     token: u64,
     logprobs: u64,
     top: u64,
+    hash: u64,
     logits: u64,
     params: u64,
     biases: u64,
@@ -327,6 +345,7 @@ impl Launch for Sample {
             token: at.at(self.token),
             logprobs: at.at(self.logprobs),
             top: at.at(self.top),
+            hash: at.at(self.hash),
             logits: at.at(self.logits),
             params: at.at(self.params),
             biases: at.at(self.biases),

@@ -1,7 +1,7 @@
 //! EmbedSplice on a GPU: bytes are moved, so every bit must be the reference's.
 
 use ocelli::mem::{DType, Region};
-use ocelli::ops::EmbedSplice;
+use ocelli::ops::{EmbedSplice, sampled_id};
 
 use crate::parity::{Stage, normal};
 use crate::{gpu, timing};
@@ -12,13 +12,19 @@ fn check(dtype: DType, rows: usize, vocab: usize, pictures: usize, cols: usize, 
     let table = take(Region::Weights, vocab * cols);
     let (image_rows, y) = (take(Region::Scratch, pictures * cols), take(Region::Scratch, rows * cols));
     let ids = stage.take::<i32>(Region::Io, rows);
+    let sampled = stage.take::<i32>(Region::Io, 3);
     let pair = stage.open();
+    pair.write(sampled, &[vocab as i32 - 1, -1, 0]);
     pair.floats(table, &normal(table.len(), 1));
     pair.floats(image_rows, &normal(image_rows.len(), 2));
-    // Text, then a run of a picture from its first row, over both ends of both tables.
-    let id = |i: usize| if i % 3 == 2 { -1 - (i / 3 % pictures) as i32 } else { (vocab - 1 - i * 5 % vocab) as i32 };
+    // Text, a run of a picture from its first row, and tokens of the step before, over both ends of every table.
+    let id = |i: usize| match i % 4 {
+        2 => -1 - (i / 4 % pictures) as i32,
+        3 => sampled_id(i / 4 % 3),
+        _ => (vocab - 1 - i * 5 % vocab) as i32,
+    };
     pair.write(ids, &(0..rows).map(id).collect::<Vec<_>>());
-    let written = pair.run(EmbedSplice { y, table, image_rows, ids, rows, cols }).remove(0);
+    let written = pair.run(EmbedSplice { y, table, image_rows, ids, sampled, rows, cols }).remove(0);
     assert_eq!(written.found, written.expected, "{dtype} {rows}x{cols}, shift {shift}");
 }
 
@@ -45,7 +51,7 @@ fn what_it_takes() {
         let ids = stage.take::<i32>(Region::Io, rows);
         let pair = stage.open();
         pair.write(ids, &(0..rows as i32).map(|i| i * 37 % vocab as i32).collect::<Vec<_>>());
-        let op = EmbedSplice { y, table, image_rows: table, ids, rows, cols };
+        let op = EmbedSplice { y, table, image_rows: table, ids, sampled: ids, rows, cols };
         timing::print(&pair.cuda, DType::F16, &format!("{rows}x{cols}"), op);
     }
 }

@@ -137,10 +137,11 @@ fn llama(tokens: usize, decode: bool) {
     let params = bed.put(Region::Io, bytemuck::cast_slice::<SamplingRow, u8>(&vec![SamplingRow::GREEDY; seqs]));
     let (counts, biases) = (bed.put(Region::Io, &vec![0i32; vocab]), bed.take(Region::Io, 0));
     let logits: Buf<f32> = bed.take(Region::Io, seqs * vocab);
-    let (token, logprobs, top) = (
+    let (token, logprobs, top, hash) = (
         bed.take(Region::Io, seqs),
         bed.take(Region::Io, seqs * (1 + MAX_TOP_LOGPROBS)),
         bed.take(Region::Io, seqs * MAX_TOP_LOGPROBS),
+        bed.take(Region::Io, seqs * 8),
     );
     let ids = [7, 11]
         .map(|step| bed.put(Region::Io, &(0..tokens).map(|i| ((i + 1) * step % vocab) as i32).collect::<Vec<_>>()));
@@ -202,10 +203,11 @@ fn llama(tokens: usize, decode: bool) {
         ops
     };
     let step = |ids| {
-        let splice: Op = EmbedSplice { y: x, table: embed, image_rows: embed, ids, rows: tokens, cols: d }.into();
+        let splice: Op =
+            EmbedSplice { y: x, table: embed, image_rows: embed, ids, sampled: token, rows: tokens, cols: d }.into();
         let mut end: Vec<Op> = vec![Gather { y: last, x, index, rows: seqs, cols: d, y_cols: d, first_col: 0 }.into()];
         end.extend(project(logits.into(), last, head, seqs, vocab, d, true, Epilogue::Store));
-        end.push(Sample { token, logprobs, top, logits, params, biases, counts, rows: seqs, vocab }.into());
+        end.push(Sample { token, logprobs, top, hash, logits, params, biases, counts, rows: seqs, vocab }.into());
         plan([splice].into_iter().chain(kv.iter().flat_map(|&kv| layer(kv))).chain(end))
     };
     let what = format!("{tokens} rows that {}", if decode { "decode" } else { "are a prompt" });

@@ -262,6 +262,7 @@ impl Batch {
             token: stage.take(Region::Io, rows),
             logprobs: stage.take(Region::Io, rows * WIDTH),
             top: stage.take(Region::Io, rows * MAX_TOP_LOGPROBS),
+            hash: stage.take(Region::Io, rows * 8),
             logits: stage.take(Region::Scratch, rows * vocab),
             params: stage.take(Region::Io, rows * size_of::<SamplingRow>()),
             biases: stage.take(Region::Io, size_of_val(&biases[..])),
@@ -273,6 +274,7 @@ impl Batch {
         pair.write(op.token, &vec![-77; rows]);
         pair.write(op.logprobs, &vec![77.0f32; rows * WIDTH]);
         pair.write(op.top, &vec![-77; rows * MAX_TOP_LOGPROBS]);
+        pair.write(op.hash, &vec![77u8; rows * 8]);
         pair.write(op.logits, &logits);
         pair.write(op.params, bytemuck::cast_slice::<_, u8>(&params));
         pair.write(op.biases, bytemuck::cast_slice::<_, u8>(&biases));
@@ -299,9 +301,10 @@ struct Tally {
 }
 
 fn compare(batch: &Batch, tally: &mut Tally) {
-    let [token, logprobs, top, _]: [Written; 4] =
-        batch.pair.run(batch.op).try_into().unwrap_or_else(|_| panic!("four outputs"));
+    let [token, logprobs, top, hash, _]: [Written; 5] =
+        batch.pair.run(batch.op).try_into().unwrap_or_else(|_| panic!("five outputs"));
     assert_eq!(top.found, top.expected, "alternatives");
+    assert_eq!(hash.found, hash.expected, "hashes of the logits");
     let mut expected_counts = batch.counts.clone();
     for r in 0..batch.op.rows {
         let (row, chosen, reference) = (batch.row(r), token.found[r], token.expected[r]);
@@ -411,6 +414,7 @@ fn alike(batch: &Batch) {
             token: op.token.slice(r..r + 1),
             logprobs: op.logprobs.slice(r * WIDTH..(r + 1) * WIDTH),
             top: op.top.slice(r * MAX_TOP_LOGPROBS..(r + 1) * MAX_TOP_LOGPROBS),
+            hash: op.hash.slice(r * 8..(r + 1) * 8),
             logits: op.logits.slice(r * vocab..(r + 1) * vocab),
             params: op.params.slice(r * record..(r + 1) * record),
             rows: 1,
@@ -418,6 +422,7 @@ fn alike(batch: &Batch) {
         });
         assert_eq!(alone[0][..], all[0][r..r + 1]);
         assert_eq!(alone[1][..], all[1][r * WIDTH..(r + 1) * WIDTH]);
+        assert_eq!(alone[3][..], all[3][r * 8..(r + 1) * 8]);
     }
 }
 

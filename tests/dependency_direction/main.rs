@@ -141,6 +141,7 @@ fn only_the_command_line_prints() {
         file("src/cli/run.rs", "println!()"),
         file("src/engine/mod.rs", "fn f() {\n    eprintln!(\"{}\", 1);\n    // println!()\n    fingerprint!();\n}"),
         file("src/ops/mod.rs", "#[cfg(test)]\nmod tests { fn f() { println!() } }"),
+        file("src/engine/tests.rs", "fn f() { println!() }"),
     ];
     let expected = "src/engine/mod.rs:2: only src/cli may print, and this is `eprintln!`";
     assert_eq!(rules::prints(&planted), [expected]);

@@ -3,11 +3,12 @@
 use crate::source::{Source, Token, tokens, without_tests};
 
 /// Where the driver, a library beside it and the mapping of files need it.
-const UNSAFE_FILES: [&str; 5] = [
+const UNSAFE_FILES: [&str; 6] = [
     "src/backend/cuda/cublaslt.rs",
     "src/backend/cuda/driver.rs",
     "src/backend/cuda/graph.rs",
     "src/backend/cuda/tma.rs",
+    "src/backend/cuda/transfer.rs",
     "src/backend/cuda/upload.rs",
 ];
 
@@ -36,11 +37,12 @@ pub fn long_files(sources: &[Source]) -> Vec<String> {
     long.map(|s| format!("{}: {} lines, and the limit is {LIMIT}", s.path, lines(s))).collect()
 }
 
-/// Output that bypasses the command line.
+/// Output that bypasses the command line. A test may say what it found, also in a file of its own.
 pub fn prints(sources: &[Source]) -> Vec<String> {
     const MACROS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];
     let mut complaints = Vec::new();
-    for source in sources.iter().filter(|s| s.path.starts_with("src/") && !s.path.starts_with("src/cli")) {
+    let silent = |path: &str| path.starts_with("src/") && !path.starts_with("src/cli") && !path.ends_with("/tests.rs");
+    for source in sources.iter().filter(|s| silent(&s.path)) {
         for pair in without_tests(&tokens(&source.text)).windows(2) {
             let [(line, Token::Word(word)), (_, Token::Sign('!'))] = pair else { continue };
             if MACROS.contains(&word.as_str()) {

@@ -96,7 +96,7 @@ fn copies_move_their_rows_twice_and_their_indices_once() {
     let (y, x, index) = (l.take(4 * 30), l.take(9 * 10), l.take(4));
     let gather = Gather { y, x, index, rows: 4, cols: 10, y_cols: 30, first_col: 10 };
     assert_eq!(costs(gather).bytes, 2 * (40 + 40) + 4 * 4);
-    let splice = EmbedSplice { y, table: x, image_rows: x, ids: index, rows: 4, cols: 10 };
+    let splice = EmbedSplice { y, table: x, image_rows: x, ids: index, sampled: index, rows: 4, cols: 10 };
     assert_eq!(costs(splice).bytes, 2 * (40 + 40) + 4 * 4);
 }
 

@@ -1,15 +1,17 @@
 //! EmbedSplice and Gather: copies, so every bit counts.
 
 use ocelli::mem::Region;
-use ocelli::ops::{EmbedSplice, Gather};
+use ocelli::ops::{EmbedSplice, Gather, sampled_id};
 
 use crate::FLOATS;
 use crate::bed::Bed;
 
 #[test]
-fn ids_pick_embeddings_and_negative_ids_rows_of_pictures() {
+fn ids_pick_embeddings_rows_of_pictures_and_what_the_step_before_sampled() {
     let (vocab, pictures) = (37, 19);
-    let ids = [0, 36, -1, -2, -19, 5, 5, -19, 1, i32::from(36u8), -10, 0, 7, 8, 9, 10, 11];
+    let tokens = [36, 0, -1, 21];
+    let s = sampled_id;
+    let ids = [0, 36, -1, -2, -19, s(0), 5, -19, 1, s(3), -10, 0, s(2), 8, s(1), s(0), 11];
     for dtype in FLOATS {
         for (rows, cols) in [(1, 1), (1, 64), (2, 7), (15, 8), (16, 9), (17, 33)] {
             let mut bed = Bed::new(dtype, cols as u64);
@@ -17,12 +19,14 @@ fn ids_pick_embeddings_and_negative_ids_rows_of_pictures() {
             let image_rows = bed.random(Region::Scratch, pictures * cols, 1.0);
             // A buffer for the largest step; this one has fewer rows.
             let y = bed.random(Region::Scratch, (rows + 2) * cols, 1.0);
-            let all = bed.ints(&ids);
-            let ran = bed.run(EmbedSplice { y, table, image_rows, ids: all, rows, cols });
+            let (all, sampled) = (bed.ints(&ids), bed.ints(&tokens));
+            let ran = bed.run(EmbedSplice { y, table, image_rows, ids: all, sampled, rows, cols });
             for (i, &id) in ids[..rows].iter().enumerate() {
-                let from = match id {
-                    ..0 => image_rows.slice((-1 - id) as usize * cols..(-id) as usize * cols),
-                    _ => table.slice(id as usize * cols..(id as usize + 1) * cols),
+                // A row that had no token counts as token 0.
+                let known = [36, 0, 0, 21].into_iter().enumerate().find(|&(row, _)| id == s(row));
+                let from = match known.map_or(id, |(_, token)| token) {
+                    row @ ..0 => image_rows.slice((-1 - row) as usize * cols..(-row) as usize * cols),
+                    token => table.slice(token as usize * cols..(token as usize + 1) * cols),
                 };
                 assert_eq!(ran.bits(y.slice(i * cols..(i + 1) * cols)), ran.bits(from), "{dtype} row {i}, id {id}");
             }

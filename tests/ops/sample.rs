@@ -27,6 +27,7 @@ pub fn sample_listed(logits: &[Vec<f64>], params: &[SamplingRow], biases: &[Toke
         token: bed.ints(&vec![-77; rows]),
         logprobs: bed.random(Region::Io, rows * (1 + MAX_TOP_LOGPROBS), 1.0),
         top: bed.ints(&vec![-77; rows * MAX_TOP_LOGPROBS]),
+        hash: bed.bytes(&vec![77; rows * 8]),
         logits: bed.put(Region::Scratch, &logits.concat()),
         params: bed.bytes(bytemuck::cast_slice(params)),
         biases: bed.bytes(bytemuck::cast_slice(biases)),

@@ -9,10 +9,10 @@
 //! the driver any more: see [`DeviceLost`](crate::error::DeviceLost).
 #![allow(unsafe_code)]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::env;
 use std::ffi::{CString, c_void};
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -25,6 +25,7 @@ use cudarc::driver::sys::{
 use super::fault::{Gate, failed, name};
 use super::image::{self, Image};
 use super::tma::EncodedMaps;
+use super::transfer::{Landings, Staging};
 use crate::kernel::{Geometry, GpuInfo};
 
 /// The oldest CUDA whose driver has every entry point used here, and records launches that overlap.
@@ -108,11 +109,9 @@ pub struct Properties {
 /// An open GPU and its one stream.
 pub struct Device {
     properties: Properties,
-    /// What small writes are copied from, so that nobody waits for them; used up to `staged`.
-    staging: RefCell<Pinned>,
-    staged: Cell<usize>,
-    /// What small reads are copied to.
-    landing: RefCell<Pinned>,
+    /// What writes are copied from and reads are copied to.
+    pub(super) staging: RefCell<Staging>,
+    pub(super) landings: Landings,
     pub(super) gate: Arc<Gate>,
 }
 
@@ -146,9 +145,8 @@ impl Device {
         let gate = Arc::new(Gate::new(ordinal, context, stream));
         Ok(Device {
             properties: Properties { ordinal, name, gpu, driver: version()?, memory },
-            staging: RefCell::new(Pinned::new(&gate, STAGING_BYTES).with_context(opening)?),
-            staged: Cell::new(0),
-            landing: RefCell::new(Pinned::new(&gate, LANDING_BYTES).with_context(opening)?),
+            staging: RefCell::new(Staging::new(&gate).with_context(opening)?),
+            landings: Landings::default(),
             gate,
         })
     }
@@ -174,9 +172,7 @@ impl Device {
     /// Also those of earlier launches: a kernel that read or wrote where it may not is reported here.
     pub fn synchronize(&self) -> Result<()> {
         self.gate.enter()?;
-        self.gate.check(self.gate.stream.synchronize())?;
-        self.staged.set(0);
-        Ok(())
+        self.gate.check(self.gate.stream.synchronize())
     }
 
     /// Bytes of device memory that nobody has taken.
@@ -219,55 +215,6 @@ impl Device {
             ),
             Err(e) => e,
         }
-    }
-
-    /// Copy `src` to `dst`, `offset` bytes from its start, before everything that is enqueued later. `src` may be reused
-    /// at once.
-    ///
-    /// # Errors
-    /// The range leaves the memory, or the driver fails.
-    pub fn write(&self, dst: &Memory, offset: usize, src: &[u8]) -> Result<()> {
-        let address = dst.range(offset, src.len())?;
-        self.gate.enter()?;
-        let stream = self.gate.stream.cu_stream();
-        if src.len() > STAGING_BYTES / 4 {
-            // SAFETY: the range is inside `dst`, and `src` is borrowed until the copy has ended.
-            self.gate.check(unsafe { result::memcpy_htod_async(address, src, stream) })?;
-            return self.synchronize();
-        }
-        if self.staged.get() + src.len() > STAGING_BYTES {
-            self.synchronize()?;
-        }
-        let start = self.staged.get();
-        let mut staging = self.staging.borrow_mut();
-        let staged = &mut staging.bytes_mut()[start..start + src.len()];
-        staged.copy_from_slice(src);
-        self.staged.set((start + src.len()).next_multiple_of(STAGING_ALIGN));
-        // SAFETY: the range is inside `dst`. Nobody writes to this part of the staging memory before a synchronisation,
-        // and it lives as long as the device, whose drop waits for the stream.
-        self.gate.check(unsafe { result::memcpy_htod_async(address, staged, stream) })
-    }
-
-    /// Copy from `src`, `offset` bytes from its start, to `dst`, after everything that was enqueued before.
-    ///
-    /// # Errors
-    /// The range leaves the memory, or the driver fails; also the errors of earlier launches.
-    pub fn read(&self, src: &Memory, offset: usize, dst: &mut [u8]) -> Result<()> {
-        let address = src.range(offset, dst.len())?;
-        self.gate.enter()?;
-        let stream = self.gate.stream.cu_stream();
-        if dst.len() > LANDING_BYTES {
-            // SAFETY: the range is inside `src`, and `dst` is borrowed until the copy has ended.
-            self.gate.check(unsafe { result::memcpy_dtoh_async(dst, address, stream) })?;
-            return self.synchronize();
-        }
-        let mut landing = self.landing.borrow_mut();
-        let landed = &mut landing.bytes_mut()[..dst.len()];
-        // SAFETY: the range is inside `src`, and the borrow of the landing memory outlives the copy.
-        self.gate.check(unsafe { result::memcpy_dtoh_async(landed, address, stream) })?;
-        self.synchronize()?;
-        dst.copy_from_slice(landed);
-        Ok(())
     }
 
     /// Load the image of `cuda/<kernel>.cu` that suits this device. `params` is the size of its parameter struct here.
@@ -376,50 +323,6 @@ impl Drop for Device {
     fn drop(&mut self) {
         // The staging memory may still be read by a copy.
         let _ = self.synchronize();
-    }
-}
-
-/// Bytes of pinned memory for small writes, and where each begins.
-const STAGING_BYTES: usize = 4 << 20;
-const STAGING_ALIGN: usize = 64;
-
-/// Bytes of pinned memory for small reads.
-const LANDING_BYTES: usize = 64 << 10;
-
-/// Host memory that the device copies from and to by itself, freed when dropped.
-pub(super) struct Pinned {
-    start: NonNull<u8>,
-    bytes: usize,
-    gate: Arc<Gate>,
-}
-
-// SAFETY: owned memory, which any thread may use and any thread may free: every use binds the context.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    pub fn new(gate: &Arc<Gate>, bytes: usize) -> Result<Pinned> {
-        gate.enter()?;
-        // SAFETY: plain flags; what comes back is owned by the value below, which frees it once.
-        let raw = gate.check(unsafe { result::malloc_host(bytes, 0) });
-        let raw = raw.with_context(|| format!("allocating {} KiB of pinned host memory", bytes >> 10))?;
-        let start = NonNull::new(raw.cast()).context("the driver gave no pinned host memory")?;
-        // SAFETY: `bytes` bytes were allocated, and initialised memory is what a slice promises.
-        unsafe { start.write_bytes(0, bytes) };
-        Ok(Pinned { start, bytes, gate: gate.clone() })
-    }
-
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: owned, initialised, and borrowed as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if self.gate.may_free() {
-            // SAFETY: allocated by `Pinned::new` and freed once; whoever started copies has waited for them.
-            let _ = unsafe { result::free_host(self.start.as_ptr().cast()) };
-        }
     }
 }
 

@@ -24,13 +24,22 @@ impl Device {
     /// # Errors
     /// The driver fails.
     pub fn event(&self) -> Result<Event> {
-        self.gate.enter()?;
-        let event = self.gate.check(self.gate.context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)))?;
-        Ok(Event { event: Some(event), gate: self.gate.clone() })
+        Event::new(&self.gate, CUevent_flags::CU_EVENT_DEFAULT)
     }
 }
 
 impl Event {
+    fn new(gate: &Arc<Gate>, flags: CUevent_flags) -> Result<Event> {
+        gate.enter()?;
+        let event = gate.check(gate.context.new_event(Some(flags)))?;
+        Ok(Event { event: Some(event), gate: gate.clone() })
+    }
+
+    /// A point to wait for, which does not tell the time.
+    pub(super) fn untimed(gate: &Arc<Gate>) -> Result<Event> {
+        Event::new(gate, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
     fn inner(&self) -> Result<&CudaEvent> {
         self.event.as_ref().context("the event was dropped")
     }
@@ -42,6 +51,12 @@ impl Event {
     pub fn record(&self) -> Result<()> {
         self.gate.enter()?;
         self.gate.check(self.inner()?.record(&self.gate.stream))
+    }
+
+    /// Wait until the device has come this far. One that was never set has been reached.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.gate.enter()?;
+        self.gate.check(self.inner()?.synchronize())
     }
 
     /// Whether the device has come this far, without waiting for it.

@@ -11,6 +11,7 @@ mod fault;
 mod graph;
 pub mod image;
 pub mod tma;
+mod transfer;
 mod upload;
 
 use std::cell::RefCell;
@@ -28,6 +29,8 @@ use crate::plan::{Backend, Fill, Plan, Probe, Step};
 use driver::{Device, Function, Memory, Module};
 use graph::Graph;
 use tma::EncodedMaps;
+
+pub use transfer::Pending;
 
 /// A GPU with its four regions.
 pub struct Cuda {
@@ -162,6 +165,7 @@ impl Launch {
 
 impl Backend for Cuda {
     type Exec = Exec;
+    type Pending = Pending;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
         self.link_for(plan, &self.device.properties().gpu)
@@ -193,6 +197,15 @@ impl Backend for Cuda {
         ensure!(dst.len() <= src.len(), "{src:?} has fewer than {} elements", dst.len());
         let at = src.span();
         self.device.read(self.memory(at.region), at.byte as usize, bytemuck::cast_slice_mut(dst))
+    }
+
+    fn enqueue_read(&self, src: Buf<u8>) -> Result<Pending> {
+        let at = src.span();
+        self.device.enqueue_read(self.memory(at.region), at.byte as usize, src.len())
+    }
+
+    fn wait(&self, pending: Pending) -> Result<Vec<u8>> {
+        pending.wait()
     }
 
     fn snapshot(&self, span: Span) -> Result<Vec<u8>> {

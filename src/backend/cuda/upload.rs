@@ -16,8 +16,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUevent_flags};
 
-use super::driver::{Device, Memory, Pinned};
+use super::driver::{Device, Memory};
 use super::fault::Gate;
+use super::transfer::Pinned;
 use crate::host::convert;
 use crate::mem::{DType, Source};
 use crate::plan::Fill;

@@ -9,8 +9,7 @@ use crate::ops::{ONLY_LISTED, SamplingRow, TokenBias};
 /// What is checked once, when a request comes, and read at every step of its answer.
 ///
 /// Of the bad words, those of one token are forbidden always, as are the tokens that end the answer as long as it is
-/// shorter than `min_tokens`; a word of several tokens is looked for in the answer so far, so its sequence needs the
-/// last token before its next step is written.
+/// shorter than `min_tokens`; a word of several tokens is looked for in the answer so far: see [`Sampler::looks_back`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -95,12 +94,19 @@ impl Sampler {
         &self.sampling
     }
 
+    /// Whether the record of a step depends on which tokens came before, not only on how many.
+    pub fn looks_back(&self) -> bool {
+        !self.words.is_empty()
+    }
+
     /// The record and, in `list`, the tokens for the step after `generated`, the answer so far and nothing of the
-    /// prompt. `state` is the row of counts.
-    pub fn row(&self, generated: &[u32], state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
+    /// prompt, and `ahead` tokens of it that nobody knows yet: none if the sampler [looks back](Sampler::looks_back).
+    /// `state` is the row of counts.
+    pub fn row(&self, generated: &[u32], ahead: usize, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
+        let length = generated.len() + ahead;
         list.clear();
         list.extend_from_slice(&self.list);
-        if generated.len() < self.sampling.min_tokens {
+        if length < self.sampling.min_tokens {
             self.early.iter().for_each(|&id| self.forbid(list, id));
         }
         for (last, before) in self.words.iter().filter_map(|word| word.split_last()) {
@@ -109,7 +115,7 @@ impl Sampler {
             }
         }
         let flags = if self.only_listed() { ONLY_LISTED } else { 0 };
-        SamplingRow { flags, ..self.sampling.row(self.seed, generated.len() as u32, state) }
+        SamplingRow { flags, ..self.sampling.row(self.seed, length as u32, state) }
     }
 
     /// The record of the last row of a step that ends before the prompt does: report `next`, the id that follows.

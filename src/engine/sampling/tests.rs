@@ -22,7 +22,7 @@ fn sampler(sampling: &Sampling) -> Result<Sampler> {
 /// The list of the step after `generated`.
 fn list(sampling: &Sampling, generated: &[u32]) -> Vec<(u32, f32)> {
     let mut list = vec![TokenBias { token: 77, bias: 7.0 }];
-    let row = sampler(sampling).unwrap().row(generated, 3, &mut list);
+    let row = sampler(sampling).unwrap().row(generated, 0, 3, &mut list);
     assert_eq!(row.step as usize, generated.len());
     assert_eq!(row.flags, if sampling.allowed_token_ids.is_some() { ONLY_LISTED } else { 0 });
     assert!(list.is_sorted_by(|a, b| a.token < b.token), "{list:?}");
@@ -38,7 +38,7 @@ fn a_request_without_lists_brings_none() {
     assert_eq!(list(&base(), &[]), []);
     let stops = Sampling { stop_token_ids: vec![3], logit_bias: [(4, 0.0)].into(), ..base() };
     assert_eq!(list(&stops, &[3, 3]), []);
-    let row = sampler(&base()).unwrap().row(&[1], 0, &mut Vec::new());
+    let row = sampler(&base()).unwrap().row(&[1], 0, 0, &mut Vec::new());
     assert_eq!(row, SamplingRow { temperature: 1.0, seed: [9, 0], step: 1, ..SamplingRow::GREEDY });
 }
 
@@ -66,6 +66,22 @@ fn what_ends_an_answer_is_forbidden_until_it_is_long_enough() {
     assert_eq!(list(&sampling, &[5, 5]), [(11, 4.0)]);
     // vLLM forbids end-of-sequence tokens even where they would be ignored.
     assert_eq!(list(&Sampling { ignore_eos: true, ..sampling }, &[]), early);
+}
+
+/// With tokens that are not known yet, a record is that of an answer of the same length.
+#[test]
+fn tokens_that_are_not_known_yet_count() {
+    let sampling = Sampling { min_tokens: 2, stop_token_ids: vec![11], ..base() };
+    let sampler = sampler(&sampling).unwrap();
+    assert!(!sampler.looks_back());
+    for (known, ahead, all) in [(&[5][..], 0, &[5][..]), (&[5], 1, &[5, 9]), (&[], 1, &[7])] {
+        let (mut found, mut expected) = (Vec::new(), Vec::new());
+        let row = sampler.row(known, ahead, 3, &mut found);
+        assert_eq!(row, sampler.row(all, 0, 3, &mut expected));
+        assert_eq!((found, row.step as usize), (expected, all.len()));
+    }
+    let word = |word: &str| Sampling { bad_words: vec![word.into()], ..base() };
+    assert_eq!(["b", "ca"].map(|w| self::sampler(&word(w)).unwrap().looks_back()), [false, true]);
 }
 
 #[test]

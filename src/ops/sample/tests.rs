@@ -116,6 +116,7 @@ fn logprobs_are_of_the_raw_logits_and_tokens_are_counted() {
         token: io.take(2),
         logprobs: io.take(2 * (1 + MAX_TOP_LOGPROBS)),
         top: io.take(2 * MAX_TOP_LOGPROBS),
+        hash: io.take(2 * 8),
         logits: io.take(2 * vocab),
         params: io.take(2 * size_of::<SamplingRow>()),
         biases: io.take(0),
@@ -133,10 +134,23 @@ fn logprobs_are_of_the_raw_logits_and_tokens_are_counted() {
     assert_eq!(m.read(op.token), [3, -1]);
     assert_eq!(m.read(op.counts), [0, 1, 0, 1, 0, 1]);
     assert_eq!(m.read(op.top)[..2], [1, 5]);
+    assert_eq!(m.read(op.hash), [logits_hash(&SCORES).to_le_bytes(), [0; 8]].concat(), "of rows that have a token");
     let p = softmax(&SCORES, 1.0, &[0, 1, 2, 3, 4, 5]);
     for (found, token) in m.load(op.logprobs).iter().zip([3, 1, 5]) {
         assert!((f64::from(*found) - p[token].ln()).abs() < 1e-6);
     }
+}
+
+/// Against the first numbers of SplitMix64 from 0, as its authors print them.
+#[test]
+fn logits_are_hashed_by_their_bits_and_places() {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let expected = [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
+    assert_eq!([1u64, 2, 3].map(|n| mix(GAMMA.wrapping_mul(n))), expected);
+    let one = |token: u64, x: f32| mix(token << 32 | u64::from(x.to_bits()));
+    assert_eq!(logits_hash(&[1.5, -2.0]), one(0, 1.5).wrapping_add(one(1, -2.0)));
+    assert_ne!(logits_hash(&[1.5, -2.0]), logits_hash(&[-2.0, 1.5]));
+    assert_ne!(logits_hash(&[0.0]), logits_hash(&[-0.0]));
 }
 
 #[test]
@@ -147,6 +161,7 @@ fn scores_live_in_shared_memory_where_they_fit() {
             token: io.take(3),
             logprobs: io.take(3 * (1 + MAX_TOP_LOGPROBS)),
             top: io.take(3 * MAX_TOP_LOGPROBS),
+            hash: io.take(3 * 8),
             logits: io.take(3 * vocab),
             params: io.take(3 * size_of::<SamplingRow>()),
             biases: io.take(0),

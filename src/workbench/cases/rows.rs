@@ -3,7 +3,7 @@
 use super::{Case, Size, Tolerance, U};
 use crate::kernel::Kernel;
 use crate::mem::{Act, Region};
-use crate::ops::{EmbedSplice, Gather, LayerNorm, RandomFill, RmsNorm};
+use crate::ops::{EmbedSplice, Gather, LayerNorm, RandomFill, RmsNorm, sampled_id};
 use crate::workbench::Bed;
 
 const EPS: f32 = 1e-5;
@@ -50,14 +50,19 @@ fn layer_norm(size: Size, rows: usize, cols: usize) -> Case {
 /// nothing.
 const VOCAB: usize = 2048;
 
-/// Tokens of text, and after the fifth the rows of a picture.
+/// Tokens of text, one of them known to the device alone, and after the fifth the rows of a picture.
 fn embed_splice(size: Size, rows: usize, cols: usize) -> Case {
-    let id = |row: usize| if (5..581).contains(&row) { 4 - row as i32 } else { (row * 577 % VOCAB) as i32 };
+    let id = |row: usize| match row {
+        2 => sampled_id(1),
+        5..581 => 4 - row as i32,
+        _ => (row * 577 % VOCAB) as i32,
+    };
     Case::new(EmbedSplice::NAME, format!("{rows}x{cols}"), size, Tolerance::BITS, move |bed: &mut Bed| EmbedSplice {
         y: bed.output(Region::Scratch, rows * cols),
         table: bed.uniform(Region::Weights, VOCAB.min(rows * 577) * cols, 1.0),
         image_rows: bed.uniform(Region::Scratch, 576.min(rows) * cols, 1.0),
         ids: bed.ints(&(0..rows).map(|row| if rows < 4 { row as i32 } else { id(row) }).collect::<Vec<_>>()),
+        sampled: bed.ints(&[-1, 1]),
         rows,
         cols,
     })

@@ -50,6 +50,7 @@ fn listed(what: &str, size: Size, rows: Vec<SamplingRow>, vocab: usize, biases: 
             // What a row does not ask for is left alone.
             logprobs: bed.uniform(Region::Io, rows.len() * (1 + MAX_TOP_LOGPROBS), 1.0),
             top: bed.ints(&alternatives),
+            hash: bed.output(Region::Io, rows.len() * 8),
             logits: bed.uniform(Region::Io, rows.len() * vocab, 8.0),
             params: bed.bytes_of(bytemuck::cast_slice(&rows)),
             biases: bed.bytes_of(bytemuck::cast_slice(&biases)),
