@@ -77,15 +77,18 @@ fn run_json_is_one_object_with_every_field() {
     assert_eq!(out["prompt"], "USER: <image>\nwhat is this? ASSISTANT:");
     assert_eq!(out["prompt_tokens"].as_u64().unwrap() as usize, out["prompt_token_ids"].as_array().unwrap().len());
     assert_eq!(out["image_tokens"], serde_json::json!([16]));
-    assert_eq!(out["token_ids"].as_array().unwrap().len(), 6);
-    assert_eq!(out["logprobs"].as_array().unwrap().len(), 6);
-    assert_eq!(out["finish_reason"], "length");
-    assert_eq!(out["logits_hash"].as_str().unwrap().len(), 16);
+    assert_eq!(out["outputs"][0]["token_ids"].as_array().unwrap().len(), 6);
+    assert_eq!(out["outputs"][0]["logprobs"].as_array().unwrap().len(), 6);
+    assert_eq!(out["outputs"][0]["finish_reason"], "length");
+    assert_eq!(out["outputs"][0]["logits_hash"].as_str().unwrap().len(), 16);
     for time in ["load_ms", "prepare_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
         assert!(out["timings"][time].as_f64().unwrap() > 0.0, "{time}");
     }
     let again: Value = serde_json::from_str(&succeed(&args)).unwrap();
-    assert_eq!((&out["text"], &out["logits_hash"]), (&again["text"], &again["logits_hash"]));
+    assert_eq!(
+        (&out["outputs"][0]["text"], &out["outputs"][0]["logits_hash"]),
+        (&again["outputs"][0]["text"], &again["outputs"][0]["logits_hash"])
+    );
 }
 
 #[test]
@@ -96,13 +99,16 @@ fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
         serde_json::from_str(&succeed(&args)).unwrap()
     };
     let seeded = ["--temperature", "1", "--seed", "7"];
-    assert_eq!(run(&seeded)["token_ids"], run(&seeded)["token_ids"]);
-    assert_ne!(run(&seeded)["token_ids"], run(&["--temperature", "1", "--seed", "8"])["token_ids"]);
-    let whole = run(&[])["text"].as_str().unwrap().to_owned();
+    assert_eq!(run(&seeded)["outputs"][0]["token_ids"], run(&seeded)["outputs"][0]["token_ids"]);
+    assert_ne!(
+        run(&seeded)["outputs"][0]["token_ids"],
+        run(&["--temperature", "1", "--seed", "8"])["outputs"][0]["token_ids"]
+    );
+    let whole = run(&[])["outputs"][0]["text"].as_str().unwrap().to_owned();
     let middle: String = whole.chars().skip(4).take(2).collect();
     let cut = run(&["--stop", &middle]);
-    assert_eq!(cut["text"], whole[..whole.find(&middle).unwrap()]);
-    assert_eq!(cut["finish_reason"], "stop");
+    assert_eq!(cut["outputs"][0]["text"], whole[..whole.find(&middle).unwrap()]);
+    assert_eq!(cut["outputs"][0]["finish_reason"], "stop");
     let switch = command().args(["run", &model, "-p", "a"]).env("OCELLI_IGNORE_EOS", "1").output().unwrap();
     assert!(switch.status.success());
 }
@@ -132,12 +138,12 @@ fn a_flag_has_an_environment_twin_and_wins_over_it() {
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
     let out = run(&[]);
-    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
+    assert_eq!((out["outputs"][0]["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
     let plan = command().args(["plan", "encode", "--json"]).env("OCELLI_MODEL", tiny()).output().unwrap();
     let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(plan["dtype"], "f32", "a lone kind does not hide the model of the environment");
     let out = run(&["--max-tokens", "2", "--dtype", "f16"]);
-    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
+    assert_eq!((out["outputs"][0]["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
 }
 
 #[test]

@@ -225,7 +225,7 @@ fn ask(engine: &Engine, file: &str, question: &str) -> (String, String) {
         cache_salt: None,
     };
     let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
-    (output.text, output.logits_hash)
+    (output.outputs[0].text.clone(), output.outputs[0].logits_hash.clone())
 }
 
 #[test]

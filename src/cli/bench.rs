@@ -95,7 +95,7 @@ const TIMES: [(&str, &str, Time); 5] = [
     ("prepare_ms", "pictures and tokens ready", |o| o.timings.prepare_ms),
     ("prefill_ms", "then to the first token", |o| o.timings.prefill_ms),
     ("ttft_ms", "first token", |o| o.timings.ttft_ms),
-    ("tpot_ms", "every token after it", |o| o.timings.decode_ms / (o.token_ids.len() as f64 - 1.0).max(1.0)),
+    ("tpot_ms", "every token after it", |o| o.timings.decode_ms / (o.outputs[0].token_ids.len() as f64 - 1.0).max(1.0)),
     ("e2el_ms", "the whole answer", |o| o.timings.ttft_ms + o.timings.decode_ms),
 ];
 
@@ -116,7 +116,7 @@ fn table(engine: &Engine, outputs: &[Output]) -> String {
         engine.hardware(),
         o.prompt_token_ids.len(),
         o.image_tokens.iter().sum::<usize>(),
-        o.token_ids.len(),
+        o.outputs[0].token_ids.len(),
         outputs.len(),
         "milliseconds",
         "median",
@@ -153,7 +153,7 @@ fn as_json(engine: &Engine, outputs: &[Output]) -> String {
         "dtype": engine.dtype().name(),
         "prompt_tokens": o.prompt_token_ids.len(),
         "image_tokens": o.image_tokens,
-        "output_tokens": o.token_ids.len(),
+        "output_tokens": o.outputs[0].token_ids.len(),
         "requests": outputs.len(),
         "load_ms": o.timings.load_ms,
         "upload": engine.upload().map(|u| json!({ "bytes": u.bytes, "ms": u.ms, "gb_per_s": u.gb_per_s() })),

@@ -25,7 +25,7 @@
 //! for event in engine.submit(request) {
 //!     match event {
 //!         Event::Piece(piece) => assert!(piece.logprob <= 0.0),
-//!         Event::Done(output) => assert!(!output.token_ids.is_empty()),
+//!         Event::Done(output) => assert!(!output.outputs[0].token_ids.is_empty()),
 //!         Event::Failed(error) => return Err(error.into()),
 //!     }
 //! }
@@ -33,6 +33,7 @@
 //! # }
 //! ```
 
+mod answers;
 mod blocks;
 mod builder;
 mod checkpoint;
@@ -58,10 +59,10 @@ pub use checkpoint::Checkpoint;
 pub use encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
 pub use memory::Memory;
 pub use options::{Device, LoadFormat, Options, available_memory};
-pub use output::{Event, FinishReason, Output, Piece, Timings};
+pub use output::{Completion, Event, FinishReason, Output, Piece, StopReason, Timings};
 pub use request::{Prompt, Request};
 pub use runner::{LogitRows, Runner, Sampled, SequenceLists, SequenceStep};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{MAX_N, Sampler, Sampling};
 pub use scheduler::{Encode, Row, Scheduler, SchedulerCounts, SchedulerLimits, Step};
 pub use sequence::{Place, Sequence, SequenceId};
 pub use start::Upload;
@@ -174,7 +175,7 @@ impl Engine {
     }
 
     /// Answer one request. `on_text` gets the answer piece by piece, never a part of a character, and can end it; the
-    /// answer is then what it was given.
+    /// answer is then what it was given. Of several answers it gets the first, and ends them all.
     ///
     /// # Errors
     /// [`Error::Request`](crate::Error::Request) if the request cannot be answered, [`Error::Capacity`](crate::Error::Capacity) if there is no room for it,
@@ -185,7 +186,7 @@ impl Engine {
         let mut wanted = true;
         while let Some(event) = Iterator::next(&mut stream) {
             match event {
-                Event::Piece(piece) if wanted => {
+                Event::Piece(piece) if wanted && piece.index == 0 => {
                     tokens += 1;
                     bytes += piece.text.len();
                     if !piece.text.is_empty() && on_text(&piece.text).is_break() {
@@ -194,13 +195,15 @@ impl Engine {
                     }
                 }
                 Event::Piece(_) => {}
-                Event::Done(mut output) if wanted => {
-                    if bytes < output.text.len() && on_text(&output.text[bytes..]).is_break() {
-                        output.finish_reason = FinishReason::Cancelled;
+                Event::Done(mut output) => {
+                    let first = &mut output.outputs[0];
+                    if !wanted {
+                        first.cut(tokens, bytes);
+                    } else if bytes < first.text.len() && on_text(&first.text[bytes..]).is_break() {
+                        first.finish_reason = FinishReason::Cancelled;
                     }
                     return Ok(*output);
                 }
-                Event::Done(output) => return Ok(output.cut(tokens, bytes)),
                 Event::Failed(error) => return Err(error),
             }
         }

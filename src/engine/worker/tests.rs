@@ -131,7 +131,8 @@ fn four(engine: &Engine) -> Vec<Stream> {
 #[test]
 fn a_step_that_fails_takes_its_own_requests_and_no_others() {
     let whole = engine(usize::MAX, Fault::Launch);
-    let expected: Vec<_> = four(&whole).iter_mut().map(|s| s.output().unwrap().logits_hash).collect();
+    let expected: Vec<_> =
+        four(&whole).iter_mut().map(|s| s.output().unwrap().outputs[0].logits_hash.clone()).collect();
     // The first plan is a step of the first request, perhaps with the second.
     let engine = engine(3, Fault::Launch);
     let outputs: Vec<_> = four(&engine).iter_mut().map(Stream::output).collect();
@@ -139,7 +140,7 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
     assert!((1..=2).contains(&failed), "two run at once, and {failed} failed");
     for (output, expected) in outputs.iter().zip(&expected) {
         match output {
-            Ok(output) => assert_eq!(output.logits_hash, *expected),
+            Ok(output) => assert_eq!(output.outputs[0].logits_hash, *expected),
             Err(error) => {
                 assert!(matches!(error, Error::Device(_)) && error.device_lost().is_none(), "{error}");
                 assert_eq!(error.to_string(), "the launch failed");
@@ -147,7 +148,21 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
         }
     }
     let again = engine.answer(&request("a"), |_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(again.logits_hash, expected[0]);
+    assert_eq!(again.outputs[0].logits_hash, expected[0]);
+}
+
+#[test]
+fn a_request_for_several_answers_fails_once() {
+    for at in [1, 3, 5, 8] {
+        let engine = engine(at, Fault::Launch);
+        let mut several = request("the moon");
+        (several.sampling.n, several.sampling.temperature) = (5, 1.0);
+        let events: Vec<_> = engine.submit(several).collect();
+        let failed = events.iter().filter(|event| matches!(event, Event::Failed(_))).count();
+        assert!(failed == 1 && matches!(events.last(), Some(Event::Failed(_))), "{events:?}");
+        let again = engine.answer(&request("a"), |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!((again.outputs.len(), engine.stats().waiting), (1, 0));
+    }
 }
 
 #[test]
