@@ -29,7 +29,7 @@ pub(super) struct Job {
     dtype: DType,
     answers: Arc<Answers>,
     /// The request's other answers. They start when this one has its first token, and find the prompt in the cache.
-    others: Vec<Box<(Sequence, Job)>>,
+    others: Vec<(Sequence, Job)>,
 }
 
 impl Job {
@@ -57,7 +57,7 @@ impl Job {
         // What the prompt says is reported once.
         let mut quiet = sequence.clone();
         quiet.reports = false;
-        let others = (1..answers).map(|index| Box::new((quiet.clone(), job(index)))).collect();
+        let others = (1..answers).map(|index| (quiet.clone(), job(index))).collect();
         (sequence, Job { others, ..job(0) })
     }
 
@@ -67,7 +67,7 @@ impl Job {
     }
 
     /// The request's other answers, once this one has a token.
-    pub fn take_others(&mut self) -> Vec<Box<(Sequence, Job)>> {
+    pub fn take_others(&mut self) -> Vec<(Sequence, Job)> {
         std::mem::take(&mut self.others)
     }
 

@@ -68,6 +68,7 @@ pub use sequence::{Place, Sequence, SequenceId};
 pub use start::Upload;
 pub use stats::Stats;
 pub use stream::Stream;
+pub use window::{Ticket, Window};
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -81,10 +82,10 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::mem::DType;
 use crate::models::Vlm;
+use crate::text::Tokenizer;
 use job::Job;
 use request::Ready;
 use stream::Lost;
-use window::{Ticket, Window};
 use worker::Arrival;
 
 /// A loaded model that answers many requests at once. Cloning gives another handle to the same.
@@ -216,6 +217,8 @@ impl Engine {
     }
 
     /// [`Engine::generate`], with a word on every answer when it and all before it are complete: its index, and what it is.
+    /// That is what a progress bar needs, with the tokens of each for a rate; [`Engine::stats`] says from any thread how many
+    /// requests and tokens are done amid a long answer.
     pub fn generate_with(
         &self,
         requests: &[Request],
@@ -264,6 +267,16 @@ impl Engine {
     /// Name of the checkpoint's directory.
     pub fn model_name(&self) -> &str {
         &self.shared().checkpoint.name
+    }
+
+    /// Pictures that a prompt may hold.
+    pub fn max_images(&self) -> usize {
+        self.shared().checkpoint.max_images
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared().checkpoint.tokenizer
     }
 
     /// What runs the plans.

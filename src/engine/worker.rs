@@ -219,7 +219,7 @@ impl<B: Backend> Worker<B> {
                     self.fail(id, |_| Error::Model(error));
                 }
             }
-            others.into_iter().for_each(|other| self.take(other));
+            others.into_iter().for_each(|other| self.take(Box::new(other)));
         }
         Ok(())
     }
