@@ -185,3 +185,32 @@ fn a_thread_that_panics_leaves_nobody_waiting() {
     }
     assert!(engine.answer(&request("a"), |_| ControlFlow::Continue(())).is_err());
 }
+
+/// Nothing is written of the requests that a lost device took along, and the next run asks them.
+#[cfg(feature = "server")]
+#[test]
+fn a_batch_that_loses_the_device_goes_on_with_another() {
+    use crate::server::batch::{self, BatchOptions};
+    use crate::server::media::MediaOptions;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+    let line = |i: usize| {
+        format!(
+            "{{\"custom_id\":\"{i}\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{{\"max_tokens\":4,\
+             \"ignore_eos\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}]}}}}\n"
+        )
+    };
+    std::fs::write(&input, (0..20).map(line).collect::<String>()).unwrap();
+    let options = BatchOptions { served_model_names: vec![], media: MediaOptions::default() };
+    for fault in [Fault::Lost, Fault::Panic] {
+        std::fs::write(&output, "").unwrap();
+        let lost = batch::run(&engine(16, fault), &input, &output, &options, |_| ()).unwrap_err();
+        assert!(lost.downcast_ref::<Error>().is_some_and(Error::is_final), "{lost:#}");
+        let before = std::fs::read_to_string(&output).unwrap();
+        assert!((1..20).contains(&before.lines().count()) && !before.contains("\"status_code\":500"), "{before}");
+        let rest = batch::run(&engine(usize::MAX, fault), &input, &output, &options, |_| ()).unwrap();
+        assert_eq!((rest.answered + rest.kept, rest.failed), (20, 0));
+        assert_eq!(rest.kept as usize, before.lines().count());
+    }
+}
