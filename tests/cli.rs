@@ -114,6 +114,46 @@ fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
 }
 
 #[test]
+fn every_sampling_parameter_has_its_flag() {
+    let model = tiny();
+    let run = |more: &[&str]| -> Value {
+        let args = [&["run", &model, "-p", "a", "--ignore-eos", "--max-tokens", "8", "--json"], more].concat();
+        serde_json::from_str(&succeed(&args)).unwrap()
+    };
+    let seeded = |seed: &str| run(&["--temperature", "1", "--seed", seed])["outputs"][0]["token_ids"].clone();
+    let several = run(&["--temperature", "1", "--seed", "7", "--n", "2"]);
+    let ids: Vec<_> = several["outputs"].as_array().unwrap().iter().map(|o| o["token_ids"].clone()).collect();
+    assert_eq!(ids, [seeded("7"), seeded("8")]);
+    let printed = succeed(&["run", &model, "-p", "a", "--max-tokens", "3", "--temperature", "1", "--n", "2"]);
+    assert!(printed.starts_with("[0] ") && printed.contains("\n[1] "), "{printed}");
+
+    let first = |out: &Value, field: &str| out["outputs"][0][field].clone();
+    let certain = ["--allowed-token-ids", "77,78", "--logit-bias", "77=50", "--logit-bias", "78=-3"];
+    assert_eq!(first(&run(&certain), "token_ids"), Value::from(vec![77; 8]));
+    let stopped = run(&[&certain[..], &["--stop-token-ids", "77,3"]].concat());
+    assert_eq!((first(&stopped, "token_ids"), first(&stopped, "stop_reason")), (serde_json::json!([77]), 77.into()));
+    let later = run(&[&certain[..], &["--stop-token-ids", "77", "--min-tokens", "2"]].concat());
+    assert_eq!(first(&later, "token_ids"), serde_json::json!([78, 78, 77]));
+    let whole = first(&run(&[]), "text").as_str().unwrap().to_owned();
+    let (at, c) = whole.char_indices().nth(3).unwrap();
+    let stop = c.to_string();
+    let end = whole.find(c).unwrap() + c.len_utf8();
+    assert!(end <= at + c.len_utf8());
+    let included = run(&["--stop", &stop, "--include-stop-str-in-output"]);
+    assert_eq!((first(&included, "text"), first(&included, "stop_reason")), (whole[..end].into(), stop.into()));
+    let reported = run(&["--top-logprobs", "2", "--prompt-logprobs", "1"]);
+    assert_eq!(first(&reported, "top_logprobs")[7].as_array().unwrap().len(), 2);
+    let prompt = reported["prompt_logprobs"].as_array().unwrap();
+    assert!(prompt[0].is_null() && prompt[1]["token_id"] == reported["prompt_token_ids"][1], "{prompt:?}");
+    assert!(fail(&["run", &model, "-p", "a", "--bad-words", " "], 1).contains("bad_words[0] is"));
+    for usage in [&["--logit-bias", "77"][..], &["--logit-bias", "x=1"], &["--stop-token-ids", "-1"], &["--n", "x"]] {
+        fail(&[&["run", &model, "-p", "a"], usage].concat(), 2);
+    }
+    fail(&["run", &model, "--n", "2"], 2);
+    assert!(fail(&["run", &model, "-p", "a", "--n", "2"], 1).contains("n is 2 and temperature 0"));
+}
+
+#[test]
 fn a_raw_prompt_skips_the_template() {
     let (model, image) = (tiny(), wide());
     let prompt = "<image>\nwhat?";
