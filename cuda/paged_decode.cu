@@ -3,20 +3,18 @@
 //         where the slot is -1.
 // Layout: qkv (rows, heads + 2 kv_heads, head_dim), left as it is; cache (block, kv_head, 16, head_dim);
 //         o (rows, heads, head_dim). Row s is that of sequence s.
-// Grid:   x = part of the keys, y = kv_head and 8 of its query heads, z = sequence; four warps. The blocks along x are
-//         one cluster: warp w of part r takes the cache blocks kCluster * w + r, + 4 * kCluster, ... What a warp found
-//         it writes to the shared memory of the others, where each block puts a part of the head together. Without
-//         clusters (PTX for compute_80) the blocks of x > 0 end at once and the first does it all.
+// Grid:   x = 8 query heads of a key head, and part of the keys, y = key head, z = sequence; four warps. The blocks with
+//         the parts of the same keys are a cluster: warp w of part r takes the cache blocks kCluster * w + r,
+//         + 4 * kCluster, ... What a warp found it sends to the shared memory of the others, where each block puts a part
+//         of the head together. Without clusters (PTX for compute_80) one block does it all.
 // Limits: head_dim 32, 64, 96 or 128; buffers 16-byte aligned.
 // Order:  depends on seq_len and the cluster size alone, so a row gives the same bits in any batch. They are not the
 //         bits of paged_prefill, which adds up in another order.
 // Start:  keys and values of earlier steps are on their way before the preceding kernel has ended, a warp's first cache
 //         blocks each to a stage of shared memory; how many stages there are is the launch's choice and changes no bit.
-// Bound:  memory, for many sequences: with 32 key heads of 128, 64 of 645 tokens take 165 us (4.1 TB/s), 256 take 631 us
-//         (4.3 TB/s) and 8 of 4096 133 us (4.0 TB/s). Few are bound by latency: one of 64 tokens takes 3.7 us, of 645
-//         6.4 us, of 4096 24 us; 8 of 645 take 26 us (3.3 TB/s). With 8 key heads for 32 queries, one of 645 takes 4.3 us,
-//         8 take 8.4 us and 64 take 49 us. Rotation and writes included; launches of a graph that may overlap, each with
-//         a cache of its own. (bf16, H200, driver 580.159, 2026-11-22.)
+// Bound:  memory, for many sequences, and latency for few. 32 heads of 128, bf16, in a graph of programmatic dependent
+//         launches over 8 layers of cache: 1 x 645 tokens 5.5 us, 8 x 645 23.0 (3.7 TB/s), 64 x 645 154 (4.4 TB/s),
+//         1 x 4096 23.9, 8 x 4096 130; 1 x 645 between two GEMVs adds 4.8 (H200, driver 580.159, 2026-11-22).
 
 #include "cluster.cuh"
 #include "flash.cuh"
@@ -43,41 +41,51 @@ __device__ __forceinline__ uint32_t transposed(uint32_t m) {
 
 // What a block answers: the heads `head` to `head + queries - 1` of one sequence, which share a key head.
 struct Task {
-    uint32_t seq, kv_head, head, queries;
+    uint32_t seq, kv_head, heads, head, queries;
     bool writes;  // of the blocks with this key head and this part of the keys, the one that writes k and v
 
-    __device__ __forceinline__ explicit Task(const PagedDecodeParams& p) {
-        const uint32_t group = p.heads / p.kv_heads, tiles = (group + kQueries - 1) / kQueries;
-        const uint32_t first_query = blockIdx.y % tiles * kQueries;
-        seq = blockIdx.z, kv_head = blockIdx.y / tiles, head = kv_head * group + first_query;
-        queries = min(group - first_query, kQueries), writes = first_query == 0;
+    __device__ __forceinline__ Task(const PagedDecodeParams& p, uint32_t first_query) {
+        seq = blockIdx.z, kv_head = blockIdx.y, heads = p.group * p.kv_heads, head = kv_head * p.group + first_query;
+        queries = min(p.group - first_query, kQueries), writes = first_query == 0;
     }
 };
 
-// Shared memory of a block: what the warps of the cluster found for this block's part of the head (the largest score, and
-// the sum of the weights relative to that; the values weighted so), the new token, and the stages of each warp.
+// Shared memory of a block: the stages of each warp, what the warps of the cluster found for this block's part of the
+// head (the largest score, and the sum of the weights relative to that; the values weighted so), the new token, and the
+// mailbox. Blocks of a cluster have the same queries and so the same layout. Others write to what the warps found at any
+// time after cluster_wait, so that it shares its place with nothing.
 template <typename T, int kHeadDim>
 struct Shared {
     static constexpr uint32_t kPart = kHeadDim / kCluster, kTile = kKvBlock * kHeadDim * sizeof(T);
+    uint32_t tiles;       // (kWarps, stages, keys then values, 16, kHeadDim), swizzled
+    uint32_t stages;      // as many as there is room for
     float* o;             // (kSources, queries, kPart)
     float2* top_and_sum;  // (kSources, queries)
     T* q;                 // (queries, kHeadDim)
     T *k, *v;             // (kHeadDim)
-    uint32_t tiles;       // (kWarps, stages, keys then values, 16, kHeadDim), swizzled
-    uint32_t stages;      // as many as fit
+    Mailbox* box;         // of what the warps found
 
     __device__ __forceinline__ Shared(float4* smem, uint32_t queries) {
-        o = reinterpret_cast<float*>(smem);
+        const uint32_t others =
+            bytes_found(kSources, queries) + (queries + 2) * kHeadDim * sizeof(T) + sizeof(Mailbox);
+        tiles = smem_address(smem);
+        stages = (dynamic_smem_bytes() - others) / (kWarps * 2 * kTile);
+        o = reinterpret_cast<float*>(smem) + kWarps * stages * 2 * kTile / sizeof(float);
         top_and_sum = reinterpret_cast<float2*>(o + kSources * queries * kPart);
         q = reinterpret_cast<T*>(top_and_sum + kSources * queries);
         k = q + queries * kHeadDim;
         v = k + kHeadDim;
-        tiles = smem_address(v + kHeadDim);
-        stages = (dynamic_smem_bytes() - (tiles - smem_address(smem))) / (kWarps * 2 * kTile);
+        box = reinterpret_cast<Mailbox*>(v + kHeadDim);
     }
 
-    __device__ __forceinline__ uint32_t stage(uint32_t step) const {
-        return tiles + (threadIdx.x / kWarpSize * stages + step % stages) * 2 * kTile;
+    // Of this warp.
+    __device__ __forceinline__ uint32_t stage(uint32_t i) const {
+        return tiles + (threadIdx.x / kWarpSize * stages + i) * 2 * kTile;
+    }
+    __device__ __forceinline__ void advance(uint32_t& i) const { i = i + 1 == stages ? 0 : i + 1; }
+
+    __device__ __forceinline__ static uint32_t bytes_found(uint32_t sources, uint32_t queries) {
+        return sources * queries * (kPart * sizeof(float) + sizeof(float2));
     }
 };
 
@@ -175,7 +183,9 @@ struct Walk {
     }
 
     // To the blocks of the cluster, each its part of the head, as what warp `source` found.
-    __device__ __forceinline__ void send(const Shared<T, kHeadDim>& smem, uint32_t source, uint32_t queries) {
+    __device__ __forceinline__ void send_found(const Shared<T, kHeadDim>& smem, uint32_t source, uint32_t queries) {
+        constexpr uint32_t kPart = Shared<T, kHeadDim>::kPart;
+        static_assert(kPart % 8 == 0, "eight neighbouring elements of a head go to the same block");
         const uint32_t g = threadIdx.x % kWarpSize / 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -185,12 +195,11 @@ struct Walk {
             }
             const uint32_t query = threadIdx.x % 4 * 2 + i, row = source * queries + query;
             if (query >= queries) continue;
-            if (g < kCluster) cluster_store(cluster_address(&smem.top_and_sum[row], g), float2{top[i], sum[i]});
+            if (g < kCluster) send(&smem.top_and_sum[row], float2{top[i], sum[i]}, smem.box, g);
 #pragma unroll
             for (int n = 0; n < kHeadDim / 8; ++n) {
-                const uint32_t at = n * 8 + g;
-                const float* to = &smem.o[row * smem.kPart + at % smem.kPart];
-                cluster_store(cluster_address(to, at / smem.kPart), o[n / 2][n % 2 * 2 + i]);
+                float* to = &smem.o[row * kPart + n * 8 % kPart + g];
+                send(to, o[n / 2][n % 2 * 2 + i], smem.box, n * 8 / kPart);
             }
         }
     }
@@ -222,30 +231,26 @@ struct NewToken {
     }
 
     // q to shared memory; for the block whose part of the keys it belongs to (`owner`), k and v too, and to the cache.
+    // One path for all threads: no load waits for another's.
     __device__ __forceinline__ void take(const PagedDecodeParams& p, const Task& task, uint32_t slot, bool owner,
                                          const Shared<T, kHeadDim>& smem) const {
-        const T* row = static_cast<const T*>(p.qkv) + size_t(task.seq) * (p.heads + 2 * p.kv_heads) * kHeadDim;
-        const T* k = row + (p.heads + task.kv_head) * kHeadDim;
-        const size_t place = size_t(slot / kKvBlock) * p.kv_heads + task.kv_head;
-        const size_t to_cache = (place * kKvBlock + slot % kKvBlock) * kHeadDim;
         const uint32_t query = threadIdx.x / kPieces, chunk = threadIdx.x - (task.queries + 1) * kPieces;
-        if (query < task.queries) {
-            turn(row + (task.head + query) * kHeadDim, smem.q + query * kHeadDim, nullptr);
-        } else if (query == task.queries && owner) {
-            turn(k, smem.k, task.writes ? static_cast<T*>(p.k) + to_cache : nullptr);
-        } else if (chunk < kHeadDim / 8 && owner) {
-            const Vec8<T> value = load8(k + p.kv_heads * kHeadDim, chunk);
-            store8(smem.v, chunk, value);
-            if (task.writes) store8(static_cast<T*>(p.v) + to_cache, chunk, value);
-        }
-    }
+        const bool is_q = query < task.queries, is_k = query == task.queries, is_v = chunk < kHeadDim / 8;
+        if (!is_q && !(owner && (is_k || is_v))) return;
+        const uint32_t at = is_v ? chunk * 8 : piece(), half = is_v ? 0 : kHeadDim / 2;
 
-    __device__ __forceinline__ void turn(const T* from, T* to, T* to_cache) const {
-        constexpr uint32_t kHalf = kHeadDim / 2;
-        Pack<T, 8> low = pack<T, 8>(from + piece()), high = pack<T, 8>(from + kHalf + piece());
-        rotate(low, high, cosines, sines);
-        pack<T, 8>(to + piece()) = low, pack<T, 8>(to + kHalf + piece()) = high;
-        if (to_cache) pack<T, 8>(to_cache + piece()) = low, pack<T, 8>(to_cache + kHalf + piece()) = high;
+        const T* row = static_cast<const T*>(p.qkv) + size_t(task.seq) * (task.heads + 2 * p.kv_heads) * kHeadDim;
+        const uint32_t kv_head = task.heads + task.kv_head + (is_v ? p.kv_heads : 0);
+        const T* from = row + (is_q ? task.head + query : kv_head) * kHeadDim + at;
+        Pack<T, 8> low = pack<T, 8>(from), high = pack<T, 8>(from + half);
+        if (!is_v) rotate(low, high, cosines, sines);
+
+        T* to = (is_q ? smem.q + query * kHeadDim : is_k ? smem.k : smem.v) + at;
+        pack<T, 8>(to) = low, pack<T, 8>(to + half) = high;
+        if (is_q || !task.writes) return;
+        const size_t place = (size_t(slot / kKvBlock) * p.kv_heads + task.kv_head) * kKvBlock + slot % kKvBlock;
+        T* cached = static_cast<T*>(is_k ? p.k : p.v) + place * kHeadDim + at;
+        pack<T, 8>(cached) = low, pack<T, 8>(cached + half) = high;
     }
 };
 
@@ -283,10 +288,11 @@ template <typename T, int kHeadDim>
 __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     extern __shared__ float4 all_smem[];
     pdl_launch_dependents();
-    const uint32_t rank = cluster_rank();
-    if (blockIdx.x != rank) return;  // without clusters
+    const uint32_t rank = cluster_rank(), first_query = blockIdx.x / kCluster * kQueries;
+    // PTX for compute_80 on a device with clusters is launched with blocks for them.
+    if (first_query >= p.group) return;
 
-    const Task task(p);
+    const Task task(p, first_query);
     const Shared<T, kHeadDim> smem(all_smem, task.queries);
     const uint32_t source = threadIdx.x / kWarpSize * kCluster + rank, lane = threadIdx.x % kWarpSize;
     // A lane each for the blocks of the warp's next 32 steps, read beside the length, not after it; they may be no blocks
@@ -296,7 +302,7 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     int32_t entries = entry(source + lane * kSources);
     const int32_t slot = p.slot_mapping[task.seq], position = p.positions[task.seq];
     const uint32_t seq_len = p.seq_lens[task.seq];
-    T* o = static_cast<T*>(p.o) + (size_t(task.seq) * p.heads + task.head) * kHeadDim + rank * smem.kPart;
+    T* o = static_cast<T*>(p.o) + (size_t(task.seq) * task.heads + task.head) * kHeadDim + rank * smem.kPart;
     if (slot < 0 || seq_len == 0) {
         pdl_wait();
         for (uint32_t i = threadIdx.x; i < task.queries * smem.kPart; i += kThreads) {
@@ -304,12 +310,9 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
         }
         return;
     }
-    // That this block runs, and may be written to by the others.
-    cluster_arrive();
-    NewToken<T, kHeadDim> token;
-    token.fetch_angles(p.table + size_t(position) * kHeadDim);
-
     const uint32_t old = seq_len - 1, last = old / kKvBlock;  // tokens before the new one; the block of that
+    const uint32_t sources = min(last + 1, kSources);
+    uint32_t filled = 0, taken = 0;  // stages, in turn
     // One step of the walk, all lanes together, and one group of copies: block `source + step * kSources`.
     const auto fetch = [&](uint32_t step) {
         const uint32_t block = source + step * kSources;
@@ -317,12 +320,18 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
         const size_t cache_block = __shfl_sync(0xffffffffu, entries, step % kWarpSize);
         if (block <= last) {
             const size_t at = (cache_block * p.kv_heads + task.kv_head) * kKvBlock * kHeadDim;
-            Walk<T, kHeadDim>::fetch(smem.stage(step), static_cast<const T*>(p.k) + at, static_cast<const T*>(p.v) + at,
+            Walk<T, kHeadDim>::fetch(smem.stage(filled), static_cast<const T*>(p.k) + at, static_cast<const T*>(p.v) + at,
                                      old - block * kKvBlock);
         }
         cp_async_commit();
+        smem.advance(filled);
     };
     for (uint32_t step = 0; step < smem.stages; ++step) fetch(step);
+    NewToken<T, kHeadDim> token;
+    token.fetch_angles(p.table + size_t(position) * kHeadDim);
+    // What `sources` warps will send to this block: all that anyone ever writes to it, so that it may end after it.
+    if (threadIdx.x < kWarpSize) make_mailbox(smem.box, smem.bytes_found(sources, task.queries));
+    cluster_arrive();
 
     pdl_wait();
     token.take(p, task, slot, last % kSources % kCluster == rank, smem);
@@ -331,7 +340,7 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
     Walk<T, kHeadDim> walk;
     walk.take_queries(smem, task.queries);
     for (uint32_t step = 0, block = source; block <= last; ++step, block += kSources) {
-        const uint32_t stage = smem.stage(step);
+        const uint32_t stage = smem.stage(taken);
         wait_for_oldest(smem.stages);
         if (block == last) walk.put(stage, smem, old % kKvBlock);
         float s[4];
@@ -340,12 +349,12 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeParams& p) {
         walk.accumulate(s, stage);
         __syncwarp();
         fetch(step + smem.stages);
+        smem.advance(taken);
     }
     cluster_wait();
-    if (source <= last) walk.send(smem, source, task.queries);
-    cluster_arrive();
-    cluster_wait();
-    join(o, smem, min(last + 1, kSources), task.queries, p.scale_log2);
+    if (source <= last) walk.send_found(smem, source, task.queries);
+    wait_for(smem.box);
+    join(o, smem, sources, task.queries, p.scale_log2);
 }
 
 #define ENTRY(name, T, kHeadDim)                                      \

@@ -87,7 +87,7 @@ static_assert(sizeof(PagedPrefillParams) == 80, "PagedPrefillParams: change src/
 
 struct PagedDecodeParams {
     void* o;                      // (rows, heads, head_dim), dtype of the symbol
-    const void* qkv;              // (rows, heads + 2 kv_heads, head_dim)
+    const void* qkv;              // (rows, heads + 2 kv_heads, head_dim), heads = group * kv_heads
     void* k;                      // (blocks, kv_heads, 16, head_dim)
     void* v;                      // as k
     const float* table;           // (positions, head_dim): cosines, then sines
@@ -95,7 +95,7 @@ struct PagedDecodeParams {
     const int32_t* slot_mapping;  // (seqs)
     const int32_t* block_table;   // (seqs, max_blocks)
     const int32_t* seq_lens;      // (seqs)
-    uint32_t heads;
+    uint32_t group;  // query heads of a key head
     uint32_t kv_heads;
     uint32_t max_blocks;
     float scale_log2;  // log2(e) / sqrt(head_dim)

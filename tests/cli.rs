@@ -431,3 +431,19 @@ fn the_latency_bench_measures_prompts_of_the_length_that_was_asked_for() {
     assert_eq!(out.status.code(), Some(1));
     assert!(stderr(&out).contains("--input-len 3 cannot be met"), "{}", stderr(&out));
 }
+
+#[test]
+fn the_throughput_bench_asks_everything_at_once() {
+    let work = ["--image", "demo/images/shapes.jpg", "--input-len", "160", "--output-len", "4", "--num-prompts", "5"];
+    let out = ocelli(&[&["bench", "throughput", "--device", "cpu", "--num-iters", "2", "--json"], &work[..]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&report["num_requests"], &report["passes"]), (&5.into(), &2.into()));
+    let median = |figure: &str| report[figure]["median"].as_f64().unwrap();
+    // The median of two passes' rates and times; the two may differ on a busy machine.
+    let seconds = median("elapsed_time");
+    assert!((median("requests_per_second") * seconds / 5.0 - 1.0).abs() < 0.5, "{report}");
+    assert!((median("tokens_per_second") / median("requests_per_second") - 164.0).abs() < 1e-6, "{report}");
+    assert!((median("output_tokens_per_second") / median("requests_per_second") - 4.0).abs() < 1e-6, "{report}");
+    assert!(report["times"]["ttft_ms"]["min"].as_f64().unwrap() > 0.0);
+}

@@ -3,6 +3,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stdout)]
 
+#[path = "cuda/gpu.rs"]
 mod gpu;
 
 use ocelli::DeviceLost;

@@ -1,5 +1,5 @@
 //! Pictures that are resized on the device: the tiles, and so every number behind them, are those of the host's resizing.
-//! Here the device is the reference; tests/cuda_resize.rs has the kernel.
+//! Here the device is the reference; tests/cuda/resize.rs has the kernel.
 
 use std::fs;
 use std::path::Path;

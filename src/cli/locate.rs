@@ -96,6 +96,7 @@ mod tests {
     #[test]
     fn what_is_not_there_is_said_so() {
         assert!(model(Some("/no/such/directory")).unwrap_err().to_string().contains("/no/such/directory"));
-        assert!(model(Some("Cargo.toml")).unwrap_err().to_string().contains("is a file"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(model(file.path().to_str()).unwrap_err().to_string().contains("is a file"));
     }
 }

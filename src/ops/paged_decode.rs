@@ -120,7 +120,7 @@ pub struct PagedDecodeParams {
     slot_mapping: u64,
     block_table: u64,
     seq_lens: u64,
-    heads: u32,
+    group: u32,
     kv_heads: u32,
     max_blocks: u32,
     scale_log2: f32,
@@ -140,7 +140,7 @@ impl Launch for PagedDecode {
             slot_mapping: at.at(self.slot_mapping),
             block_table: at.at(self.block_table),
             seq_lens: at.at(self.seq_lens),
-            heads: self.heads as u32,
+            group: self.group() as u32,
             kv_heads: self.kv.kv_heads as u32,
             max_blocks: self.max_blocks as u32,
             scale_log2: scale_log2(self.kv.head_dim),
@@ -151,11 +151,11 @@ impl Launch for PagedDecode {
     /// depend on the batch: it decides the order of additions. The number of stages decides nothing but the time.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let cluster = if gpu.compute_capability >= (9, 0) { CLUSTER } else { 1 };
-        let tasks = self.kv.kv_heads * (self.heads / self.kv.kv_heads).div_ceil(QUERIES);
-        let blocks = cluster * tasks * self.seqs;
+        let tiles = self.group().div_ceil(QUERIES);
+        let blocks = cluster * tiles * self.kv.kv_heads * self.seqs;
         Geometry {
             symbol: entry_point!("paged_decode", self.o.dtype(), self.kv.head_dim, [32, 64, 96, 128]),
-            grid: [cluster as u32, tasks as u32, self.seqs as u32],
+            grid: [(cluster * tiles) as u32, self.kv.kv_heads as u32, self.seqs as u32],
             block: [32 * WARPS as u32, 1, 1],
             smem: self.smem(cluster, self.stages(gpu, cluster, blocks)) as u32,
             cluster: cluster as u32,
@@ -165,13 +165,18 @@ impl Launch for PagedDecode {
 }
 
 impl PagedDecode {
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv.kv_heads
+    }
+
     /// Bytes of shared memory of a block: `Shared` of the kernel.
     fn smem(&self, cluster: usize, stages: usize) -> usize {
-        let (d, queries) = (self.kv.head_dim, (self.heads / self.kv.kv_heads).min(QUERIES));
+        let (d, queries) = (self.kv.head_dim, self.group().min(QUERIES));
         let found = cluster * WARPS * queries * (d / cluster + 2) * size_of::<f32>();
         let new_token = (queries + 2) * d * self.o.dtype().size();
-        let stage = 2 * KV_BLOCK * d * self.o.dtype().size();
-        found + new_token + WARPS * stages * stage
+        let (mailbox, stage) = (size_of::<u64>(), 2 * KV_BLOCK * d * self.o.dtype().size());
+        found + new_token + mailbox + WARPS * stages * stage
     }
 
     /// As many stages as leave room for all `blocks` of the launch at once, or one: many blocks hide latency better
@@ -229,7 +234,7 @@ mod tests {
         assert_eq!(shape((9, 0), 8, 32, 8), ([4, 8, 8], 4));
         assert_eq!(shape((8, 6), 8, 32, 8), ([1, 8, 8], 1));
         // Groups of 12 query heads need two blocks.
-        assert_eq!(shape((9, 0), 1, 24, 2), ([4, 4, 1], 4));
+        assert_eq!(shape((9, 0), 1, 24, 2), ([8, 2, 1], 4));
     }
 
     #[test]

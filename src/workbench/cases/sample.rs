@@ -6,8 +6,9 @@ use crate::mem::Region;
 use crate::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, Sample, SamplingRow, TokenBias};
 use crate::workbench::Bed;
 
-/// The most likely token with its alternatives; all of the draw; everything at once, on a sequence of its own.
-const ROWS: [SamplingRow; 3] = [
+/// The most likely token, and with its alternatives; all of the draw; everything at once, on a sequence of its own.
+const ROWS: [SamplingRow; 4] = [
+    SamplingRow::GREEDY,
     SamplingRow { top_logprobs: 20, ..SamplingRow::GREEDY },
     SamplingRow { temperature: 0.8, seed: [7, 11], step: 3, top_logprobs: 5, ..SamplingRow::GREEDY },
     SamplingRow {
@@ -73,7 +74,7 @@ fn list(vocab: usize) -> Vec<TokenBias> {
 
 /// A list of the whole, the end of it as the only tokens, with everything else, and a row that reports its last token.
 fn with_lists(vocab: usize) -> Vec<SamplingRow> {
-    let [greedy, draw, everything] = ROWS;
+    let [_, greedy, draw, everything] = ROWS;
     let biases = list(vocab).len() as u32;
     let half = biases / 2;
     vec![
@@ -85,7 +86,7 @@ fn with_lists(vocab: usize) -> Vec<SamplingRow> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let [greedy, draw, everything] = ROWS;
+    let [greedy, reported, draw, everything] = ROWS;
     vec![
         sample("every kind", Size::Edge, ROWS.to_vec(), 331),
         sample("two tokens", Size::Edge, repeat(draw, 2), 2),
@@ -93,6 +94,7 @@ pub(super) fn cases() -> Vec<Case> {
         listed("lists", Size::Edge, with_lists(331), 331, list(331)),
         sample("greedy", Size::Real, repeat(greedy, 1), 32064),
         sample("greedy", Size::Real, repeat(greedy, 8), 32064),
+        sample("greedy, 20 alternatives", Size::Real, repeat(reported, 1), 32064),
         sample("draw", Size::Real, repeat(draw, 8), 32064),
         sample("everything", Size::Real, repeat(everything, 8), 32064),
         listed("lists", Size::Real, with_lists(32064), 32064, list(32064)),

@@ -1,13 +1,5 @@
 //! Resize on a GPU: every byte is Pillow's, so every byte is that of the host's resizing.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use std::fs;
 use std::path::Path;
 
@@ -17,6 +9,8 @@ use ocelli::image::{Alpha, ClipProcessor, Filter, Limits as DecodeLimits, Rgb, S
 use ocelli::mem::{Buf, DType, Layout, Region};
 use ocelli::models::{Limits, Picture, PictureArea, Pixels};
 use ocelli::plan::{Backend, Plan};
+
+use crate::{gpu, timing};
 
 const LLAVA: ClipProcessor = ClipProcessor {
     do_pad: false,

@@ -2,16 +2,6 @@
 //! bits of kernels that are waited for one by one. Every op stands in a chain in which it reads what the one before
 //! wrote, over and over and with other numbers each time, so that whoever reads or writes too early changes the result.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-
 use std::time::Duration;
 
 use ocelli::backend::cuda::Cuda;
@@ -21,7 +11,9 @@ use ocelli::ops::{
     PagedKv, PagedPrefill, PatchEmbed, RmsNorm, RopeKv, Sample, SamplingRow, rope_table,
 };
 use ocelli::plan::{Backend, Plan, Probe, Step};
-use parity::{encode, normal};
+
+use crate::gpu;
+use crate::parity::{encode, normal};
 
 const DTYPE: DType = DType::Bf16;
 /// Times that the ops of a layer follow each other in a plan, and that a plan is run.

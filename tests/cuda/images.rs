@@ -1,9 +1,5 @@
 //! The kernels that this build carries.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
 use std::collections::BTreeSet;
 use std::fs;
 

@@ -2,21 +2,11 @@
 //! is rounded once in f32 and once on storing, whether the multiplication is fused or not, and every bit must be the
 //! reference's: in q, in the cache, and in everything that is not to be touched.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use ocelli::mem::{DType, Region};
 use ocelli::ops::{PagedKv, RopeKv, rope_table};
-use parity::{Stage, normal};
+
+use crate::parity::{Stage, normal};
+use crate::{gpu, timing};
 
 const POSITIONS: usize = 4096;
 

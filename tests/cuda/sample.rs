@@ -9,22 +9,12 @@
 //! * The draw: each of the two logarithms is off by at most 2 units in the last place, and their sum with the score is
 //!   rounded. Two tokens whose perturbed scores are that near may change places.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use ocelli::mem::{DType, Region};
 use ocelli::ops::{IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SamplingRow, TokenBias};
 use ocelli::plan::Backend;
-use parity::{Pair, Stage, Written, normal};
+
+use crate::parity::{Pair, Stage, Written, normal};
+use crate::{gpu, timing};
 
 const U: f64 = 1.0 / (1 << 24) as f64;
 const WIDTH: usize = 1 + MAX_TOP_LOGPROBS;

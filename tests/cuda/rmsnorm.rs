@@ -9,12 +9,6 @@
 //! `n + 1` for the sum of squares, one for the division, one for adding eps, all halved by the root; 4 for the reciprocal
 //! root (2 units in the last place) and one for the product with x.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -25,6 +19,8 @@ use ocelli::kernel::{Geometry, Launch};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
 use ocelli::ops::{RmsNorm, RmsNormParams};
 use ocelli::plan::{Backend, Plan};
+
+use crate::gpu;
 
 const EPS: f32 = 1e-5;
 const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];

@@ -1,18 +1,11 @@
 //! Attention of a vision tower on a GPU, against a softmax in f64. The bound is derived at the oracle.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-#[path = "gpu/attention.rs"]
-#[allow(dead_code)] // Each test of attention uses a part.
-mod attention;
-mod gpu;
-
-use attention::{Bed, DTYPES, Exact, Query, check, modules, normal, oracle, rounded};
 use ocelli::kernel::Kernel;
 use ocelli::mem::{Act, Buf, DType, Region};
 use ocelli::ops::{DenseAttention, DenseAttentionParams};
+
+use crate::attention::{Bed, DTYPES, Exact, Query, check, modules, normal, oracle, rounded};
+use crate::gpu;
 
 /// Tiles, tokens, heads, head_dim: one token, the borders of 64, the towers of the tiny models, a CLIP of 336 pixels
 /// with four tiles.

@@ -1,21 +1,14 @@
 //! Attention of single tokens on a GPU, against a softmax in f64 whose bound is derived at the oracle; what is rotated and
 //! written to the cache must be the bits of the definition.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-#[path = "gpu/attention.rs"]
-#[allow(dead_code)] // Each test of attention uses a part.
-mod attention;
-mod gpu;
-
 use std::ops::Range;
 
-use attention::{Bed, DTYPES, Exact, Heads, NewKv, Sequence, Step, bits, check, modules, oracle, step};
 use ocelli::kernel::Kernel;
 use ocelli::mem::{DType, Region};
 use ocelli::ops::{KV_BLOCK, PagedDecode, PagedDecodeParams, PagedKv};
+
+use crate::attention::{Bed, DTYPES, Exact, Heads, NewKv, Sequence, Step, bits, check, modules, oracle, step};
+use crate::gpu;
 
 const fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
     Heads { heads, kv_heads, head_dim }

@@ -11,9 +11,8 @@ use ocelli::mem::{Act, Bases, Buf, DType, Element, Layout, Region};
 use ocelli::ops::{KV_BLOCK, PagedKv, rope_table};
 use rayon::prelude::*;
 
-#[path = "parity.rs"]
-mod parity;
-pub use parity::normal;
+use crate::parity;
+pub use crate::parity::normal;
 
 pub const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 

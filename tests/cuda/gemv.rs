@@ -7,18 +7,8 @@
 //! 1 / 2k.) SwiGLU is allowed one unit in the last place of the output and what the device's fast exponential may be off
 //! (2 + 1.17 |x| units of 2^-23: below 2^-16 of the result for |x| < 100).
 //!
-//! Rows near a normal distribution are held to what tests/cuda_gemm.rs derives: 8 sqrt(k) 2^-24 |a| |b| for the sum, and one
+//! Rows near a normal distribution are held to what tests/cuda/gemm.rs derives: 8 sqrt(k) 2^-24 |a| |b| for the sum, and one
 //! rounding of the output.
-
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Written for pairs of backends; here it gives numbers and roundings.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,7 +21,9 @@ use ocelli::kernel::{GpuInfo, Launch};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
 use ocelli::ops::{Epilogue, Gemv, GemvParams, Norm};
 use ocelli::plan::{Backend, Plan};
-use parity::{decode, encode, normal, ulp};
+
+use crate::gpu;
+use crate::parity::{decode, encode, normal, ulp};
 
 const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::AddResidual, Epilogue::SwiGlu];

@@ -1,20 +1,10 @@
 //! Gather on a GPU: bytes are moved, so every bit must be the reference's, and what is not written must stay.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use ocelli::mem::{DType, Region};
 use ocelli::ops::Gather;
-use parity::{Stage, normal};
+
+use crate::parity::{Stage, normal};
+use crate::{gpu, timing};
 
 fn check(dtype: DType, [rows, x_rows, cols, y_cols, first_col]: [usize; 5], shift: usize) {
     let mut stage = Stage::new(dtype);

@@ -1,17 +1,5 @@
 //! RandomFill on a GPU: the same bits as the reference.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use std::path::Path;
 
 use ocelli::backend::{Cpu, cuda::Cuda};
@@ -20,7 +8,9 @@ use ocelli::mem::{DType, Region};
 use ocelli::models::{Limits, Placement};
 use ocelli::ops::RandomFill;
 use ocelli::plan::Backend;
-use parity::Stage;
+
+use crate::parity::Stage;
+use crate::{gpu, parity, timing};
 
 fn check(dtype: DType, len: usize, shift: usize, seed: u64, mean: f32, spread: f32) {
     let mut stage = Stage::new(dtype);

@@ -1,20 +1,13 @@
 //! Attention of prompt chunks on a GPU, against a softmax in f64. The bound is derived at the oracle.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-#[path = "gpu/attention.rs"]
-#[allow(dead_code)] // Each test of attention uses a part.
-mod attention;
-mod gpu;
-
 use std::ops::Range;
 
-use attention::{DTYPES, Exact, Heads, NewKv, SPARE, Sequence, Step, check, modules, oracle, step};
 use ocelli::kernel::Kernel;
 use ocelli::mem::DType;
 use ocelli::ops::{PagedPrefill, PagedPrefillParams};
+
+use crate::attention::{DTYPES, Exact, Heads, NewKv, SPARE, Sequence, Step, check, modules, oracle, step};
+use crate::gpu;
 
 const fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
     Heads { heads, kv_heads, head_dim }

@@ -13,15 +13,7 @@
 //! A device with `sm_90a` has two families of kernels for many rows, its own and the one of every device. All that is
 //! said here holds for both, and both are run.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
 // Not every test writes integers.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,7 +24,9 @@ use ocelli::backend::cuda::{image, tma};
 use ocelli::kernel::{GpuInfo, Kernel, Launch, Launched};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
 use ocelli::ops::{Epilogue, Gemm, GemmParams};
-use parity::{Stage, decode, encode, normal, ulp};
+
+use crate::gpu;
+use crate::parity::{Stage, decode, encode, normal, ulp};
 
 const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 const EPILOGUES: [Epilogue; 5] =

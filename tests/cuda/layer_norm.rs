@@ -9,22 +9,12 @@
 //!
 //! The result is rounded to the stored type once: half a unit in the last place. The bound is the sum of these.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use ocelli::kernel::{GpuInfo, Launch};
 use ocelli::mem::{DType, Region};
 use ocelli::ops::LayerNorm;
-use parity::{Stage, decode, encode, normal, ulp};
+
+use crate::parity::{Stage, decode, encode, normal, ulp};
+use crate::{gpu, timing};
 
 const EPS: f32 = 1e-5;
 /// Products of errors, which the bound leaves out.

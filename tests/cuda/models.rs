@@ -1,10 +1,5 @@
 //! Whole models on a GPU: step by step against the references, and the demo's answers word for word.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,6 +15,8 @@ use ocelli::ops::SamplingRow;
 use ocelli::plan::{Backend, Plan, Probe, Step, bisect};
 use ocelli::text::{Message, Role};
 use serde_json::Value;
+
+use crate::gpu;
 
 const GREEDY: SamplingRow = SamplingRow::GREEDY;
 

@@ -8,21 +8,11 @@
 //!   `2 e`, and the standard deviation, a 2-norm, by `2 e`; so the scale by `2 e * scale` in relation to itself.
 //! * LayerNorm in f32, `n` additions: as in the test of LayerNorm, and half a unit in the last place at the end.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-// Each test uses a part of it.
-#[allow(dead_code)]
-#[path = "gpu/parity.rs"]
-mod parity;
-#[path = "gpu/timing.rs"]
-mod timing;
-
 use ocelli::mem::{DType, Region};
 use ocelli::ops::PatchEmbed;
-use parity::{Pair, Stage, decode, encode, normal, ulp};
+
+use crate::parity::{Pair, Stage, decode, encode, normal, ulp};
+use crate::{gpu, timing};
 
 const EPS: f32 = 1e-5;
 /// Products of errors, which the bound leaves out.

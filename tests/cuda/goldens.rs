@@ -1,16 +1,10 @@
 //! The whole model against transformers, on a GPU: the same bounds as `golden_models` holds the references to.
 
-#![cfg(feature = "cuda")]
-#![allow(clippy::print_stdout, reason = "how much of a bound was used is worth seeing")]
-
-// Each test uses a part of it.
-#[allow(dead_code)]
-mod golden;
-mod gpu;
-
-use golden::Golden;
 use ocelli::backend::cuda::Cuda;
 use ocelli::mem::DType;
+
+use crate::golden::Golden;
+use crate::gpu;
 
 /// In memory of NaNs, so that what nobody wrote would show.
 #[test]

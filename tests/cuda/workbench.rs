@@ -1,14 +1,10 @@
 //! The table of `ocelli kernels` on a GPU: every kernel against its reference, whatever its memory held before.
 
-#![cfg(feature = "cuda")]
-// The helpers of tests print, too.
-#![allow(clippy::print_stdout)]
-
-mod gpu;
-
 use ocelli::mem::DType;
 use ocelli::workbench::check::Checker;
 use ocelli::workbench::{Case, Size, cases};
+
+use crate::gpu;
 
 fn check(wanted: impl Fn(Size) -> bool) {
     if gpu::device().is_none() {
