@@ -26,6 +26,11 @@ impl Error {
         }
     }
 
+    /// Whether every later request of the same engine would fail, too: its device is lost, or its thread has ended.
+    pub fn is_final(&self) -> bool {
+        self.device_lost().is_some() || self.inner().is::<EngineEnded>()
+    }
+
     /// Set if the device will answer nothing more in this process.
     pub fn device_lost(&self) -> Option<&DeviceLost> {
         self.inner().downcast_ref()
@@ -40,6 +45,18 @@ impl fmt::Display for Error {
 
 /// The message holds the whole chain already, so there is no source to print once more.
 impl std::error::Error for Error {}
+
+/// The engine's thread is not there any more. Found in the chain of an [`Error::Device`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineEnded;
+
+impl fmt::Display for EngineEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the engine has ended; what it could not finish must be asked of another one")
+    }
+}
+
+impl std::error::Error for EngineEnded {}
 
 /// The device failed in a way that it does not recover from in this process: a kernel left its memory, the hardware
 /// reported an error, a watchdog ended a launch. Found in the chain of an [`Error::Device`].

@@ -6,6 +6,7 @@
 //!
 //! | layer | job |
 //! |---|---|
+//! | `server` | OpenAI's interface: its JSON, pictures behind URLs, files of requests |
 //! | [`engine`] | a request in, a stream of text out |
 //! | [`models`] | plans of a model family, and its answers to "how many tokens is this picture?" |
 //! | [`image`], [`text`] | pixels and tokens; no device |
@@ -30,9 +31,11 @@ pub mod mem;
 pub mod models;
 pub mod ops;
 pub mod plan;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod text;
 pub mod weights;
 pub mod workbench;
 
 pub use engine::{Engine, ImageInput, Options, Output, Prompt, Request, Sampling};
-pub use error::{DeviceLost, Error, Result};
+pub use error::{DeviceLost, EngineEnded, Error, Result};

@@ -88,17 +88,17 @@ impl Answer {
     fn of(output: &Output) -> Answer {
         let bits = |top: &Vec<(u32, f32)>| top.iter().map(|(id, l)| (*id, l.to_bits())).collect();
         Answer {
-            text: output.text.clone(),
-            tokens: output.token_ids.clone(),
-            logprobs: output.logprobs.iter().map(|l| l.to_bits()).collect(),
-            alternatives: output.top_logprobs.iter().map(bits).collect(),
+            text: output.outputs[0].text.clone(),
+            tokens: output.outputs[0].token_ids.clone(),
+            logprobs: output.outputs[0].logprobs.iter().map(|l| l.to_bits()).collect(),
+            alternatives: output.outputs[0].top_logprobs.iter().map(bits).collect(),
             prompt: output
                 .prompt_logprobs
                 .iter()
                 .map(|p| Some((p.as_ref()?.token?, p.as_ref()?.logprob.to_bits())))
                 .collect(),
-            logits: output.logits_hash.clone(),
-            reason: output.finish_reason,
+            logits: output.outputs[0].logits_hash.clone(),
+            reason: output.outputs[0].finish_reason,
         }
     }
 }
@@ -206,7 +206,7 @@ fn only_ends_that_cannot_be_foreseen_cost_a_step() {
     let steps = |request: &Request, ahead| {
         let engine = engine(Options { async_scheduling: ahead, ..alone() });
         let output = engine.answer(request, |_| ControlFlow::Continue(())).unwrap();
-        (output.token_ids, settled(&engine).steps)
+        (output.outputs[0].token_ids.clone(), settled(&engine).steps)
     };
     let (tokens, taken) = steps(&plain, Some(false));
     assert_eq!((tokens.len(), taken), (12, 12));
@@ -342,7 +342,7 @@ fn a_request_that_the_pool_cannot_hold_is_refused_and_others_are_served() {
     same(&engine, &requests[..1], &expected[..1], "after the refusal");
     // Without a wish, an answer is as long as there is room for: 5 blocks, and the last token, which takes none.
     let free = engine.submit(request("a", &[], Sampling { max_tokens: None, ..greedy(1) })).output().unwrap();
-    assert_eq!(free.prompt_token_ids.len() + free.token_ids.len(), 81);
+    assert_eq!(free.prompt_token_ids.len() + free.outputs[0].token_ids.len(), 81);
 }
 
 #[test]
@@ -378,7 +378,9 @@ fn any_thread_may_ask_and_any_runtime_may_wait() {
                                 tokens.push(piece.token_id);
                             }
                             Event::Done(output) => {
-                                assert!(output.text.starts_with(&text) && output.token_ids == tokens);
+                                assert!(
+                                    output.outputs[0].text.starts_with(&text) && output.outputs[0].token_ids == tokens
+                                );
                                 return *output;
                             }
                             Event::Failed(error) => panic!("{error}"),

@@ -77,15 +77,18 @@ fn run_json_is_one_object_with_every_field() {
     assert_eq!(out["prompt"], "USER: <image>\nwhat is this? ASSISTANT:");
     assert_eq!(out["prompt_tokens"].as_u64().unwrap() as usize, out["prompt_token_ids"].as_array().unwrap().len());
     assert_eq!(out["image_tokens"], serde_json::json!([16]));
-    assert_eq!(out["token_ids"].as_array().unwrap().len(), 6);
-    assert_eq!(out["logprobs"].as_array().unwrap().len(), 6);
-    assert_eq!(out["finish_reason"], "length");
-    assert_eq!(out["logits_hash"].as_str().unwrap().len(), 16);
+    assert_eq!(out["outputs"][0]["token_ids"].as_array().unwrap().len(), 6);
+    assert_eq!(out["outputs"][0]["logprobs"].as_array().unwrap().len(), 6);
+    assert_eq!(out["outputs"][0]["finish_reason"], "length");
+    assert_eq!(out["outputs"][0]["logits_hash"].as_str().unwrap().len(), 16);
     for time in ["load_ms", "prepare_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
         assert!(out["timings"][time].as_f64().unwrap() > 0.0, "{time}");
     }
     let again: Value = serde_json::from_str(&succeed(&args)).unwrap();
-    assert_eq!((&out["text"], &out["logits_hash"]), (&again["text"], &again["logits_hash"]));
+    assert_eq!(
+        (&out["outputs"][0]["text"], &out["outputs"][0]["logits_hash"]),
+        (&again["outputs"][0]["text"], &again["outputs"][0]["logits_hash"])
+    );
 }
 
 #[test]
@@ -96,15 +99,58 @@ fn a_seed_repeats_an_answer_and_a_stop_string_ends_it() {
         serde_json::from_str(&succeed(&args)).unwrap()
     };
     let seeded = ["--temperature", "1", "--seed", "7"];
-    assert_eq!(run(&seeded)["token_ids"], run(&seeded)["token_ids"]);
-    assert_ne!(run(&seeded)["token_ids"], run(&["--temperature", "1", "--seed", "8"])["token_ids"]);
-    let whole = run(&[])["text"].as_str().unwrap().to_owned();
+    assert_eq!(run(&seeded)["outputs"][0]["token_ids"], run(&seeded)["outputs"][0]["token_ids"]);
+    assert_ne!(
+        run(&seeded)["outputs"][0]["token_ids"],
+        run(&["--temperature", "1", "--seed", "8"])["outputs"][0]["token_ids"]
+    );
+    let whole = run(&[])["outputs"][0]["text"].as_str().unwrap().to_owned();
     let middle: String = whole.chars().skip(4).take(2).collect();
     let cut = run(&["--stop", &middle]);
-    assert_eq!(cut["text"], whole[..whole.find(&middle).unwrap()]);
-    assert_eq!(cut["finish_reason"], "stop");
+    assert_eq!(cut["outputs"][0]["text"], whole[..whole.find(&middle).unwrap()]);
+    assert_eq!(cut["outputs"][0]["finish_reason"], "stop");
     let switch = command().args(["run", &model, "-p", "a"]).env("OCELLI_IGNORE_EOS", "1").output().unwrap();
     assert!(switch.status.success());
+}
+
+#[test]
+fn every_sampling_parameter_has_its_flag() {
+    let model = tiny();
+    let run = |more: &[&str]| -> Value {
+        let args = [&["run", &model, "-p", "a", "--ignore-eos", "--max-tokens", "8", "--json"], more].concat();
+        serde_json::from_str(&succeed(&args)).unwrap()
+    };
+    let seeded = |seed: &str| run(&["--temperature", "1", "--seed", seed])["outputs"][0]["token_ids"].clone();
+    let several = run(&["--temperature", "1", "--seed", "7", "--n", "2"]);
+    let ids: Vec<_> = several["outputs"].as_array().unwrap().iter().map(|o| o["token_ids"].clone()).collect();
+    assert_eq!(ids, [seeded("7"), seeded("8")]);
+    let printed = succeed(&["run", &model, "-p", "a", "--max-tokens", "3", "--temperature", "1", "--n", "2"]);
+    assert!(printed.starts_with("[0] ") && printed.contains("\n[1] "), "{printed}");
+
+    let first = |out: &Value, field: &str| out["outputs"][0][field].clone();
+    let certain = ["--allowed-token-ids", "77,78", "--logit-bias", "77=50", "--logit-bias", "78=-3"];
+    assert_eq!(first(&run(&certain), "token_ids"), Value::from(vec![77; 8]));
+    let stopped = run(&[&certain[..], &["--stop-token-ids", "77,3"]].concat());
+    assert_eq!((first(&stopped, "token_ids"), first(&stopped, "stop_reason")), (serde_json::json!([77]), 77.into()));
+    let later = run(&[&certain[..], &["--stop-token-ids", "77", "--min-tokens", "2"]].concat());
+    assert_eq!(first(&later, "token_ids"), serde_json::json!([78, 78, 77]));
+    let whole = first(&run(&[]), "text").as_str().unwrap().to_owned();
+    let (at, c) = whole.char_indices().nth(3).unwrap();
+    let stop = c.to_string();
+    let end = whole.find(c).unwrap() + c.len_utf8();
+    assert!(end <= at + c.len_utf8());
+    let included = run(&["--stop", &stop, "--include-stop-str-in-output"]);
+    assert_eq!((first(&included, "text"), first(&included, "stop_reason")), (whole[..end].into(), stop.into()));
+    let reported = run(&["--top-logprobs", "2", "--prompt-logprobs", "1"]);
+    assert_eq!(first(&reported, "top_logprobs")[7].as_array().unwrap().len(), 2);
+    let prompt = reported["prompt_logprobs"].as_array().unwrap();
+    assert!(prompt[0].is_null() && prompt[1]["token_id"] == reported["prompt_token_ids"][1], "{prompt:?}");
+    assert!(fail(&["run", &model, "-p", "a", "--bad-words", " "], 1).contains("bad_words[0] is"));
+    for usage in [&["--logit-bias", "77"][..], &["--logit-bias", "x=1"], &["--stop-token-ids", "-1"], &["--n", "x"]] {
+        fail(&[&["run", &model, "-p", "a"], usage].concat(), 2);
+    }
+    fail(&["run", &model, "--n", "2"], 2);
+    assert!(fail(&["run", &model, "-p", "a", "--n", "2"], 1).contains("n is 2 and temperature 0"));
 }
 
 #[test]
@@ -132,12 +178,12 @@ fn a_flag_has_an_environment_twin_and_wins_over_it() {
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
     let out = run(&[]);
-    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
+    assert_eq!((out["outputs"][0]["token_ids"].as_array().unwrap().len(), &out["dtype"]), (3, &"bf16".into()));
     let plan = command().args(["plan", "encode", "--json"]).env("OCELLI_MODEL", tiny()).output().unwrap();
     let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(plan["dtype"], "f32", "a lone kind does not hide the model of the environment");
     let out = run(&["--max-tokens", "2", "--dtype", "f16"]);
-    assert_eq!((out["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
+    assert_eq!((out["outputs"][0]["token_ids"].as_array().unwrap().len(), &out["dtype"]), (2, &"f16".into()));
 }
 
 #[test]

@@ -37,11 +37,11 @@ fn same_text_as_transformers(dtype: Option<DType>) {
             ..Request::default()
         };
         let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!(output.text, item["text"].as_str().unwrap(), "{file}: {question}");
-        let ids: Vec<u64> = output.token_ids.iter().map(|&id| u64::from(id)).collect();
+        assert_eq!(output.outputs[0].text, item["text"].as_str().unwrap(), "{file}: {question}");
+        let ids: Vec<u64> = output.outputs[0].token_ids.iter().map(|&id| u64::from(id)).collect();
         assert_eq!(serde_json::json!(ids), item["token_ids"], "{file}");
-        assert_eq!(output.finish_reason, FinishReason::Stop);
-        right += usize::from(output.text == item["answer"].as_str().unwrap());
+        assert_eq!(output.outputs[0].finish_reason, FinishReason::Stop);
+        right += usize::from(output.outputs[0].text == item["answer"].as_str().unwrap());
         worst_margin = item["min_margin"].as_f64().unwrap().min(worst_margin);
     }
     println!("{}: {right} of {} answers are right, smallest margin {worst_margin}", engine.dtype(), items.len());

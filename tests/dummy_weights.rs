@@ -55,10 +55,13 @@ fn it_answers_the_same_every_time_in_every_type() {
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         let options = Options { dtype: Some(dtype), ..dummy() };
         let (first, second) = (answer(dir.path(), &options), answer(dir.path(), &options));
-        assert_eq!(first.token_ids.len(), 24);
-        assert!(first.logprobs.iter().all(|l| l.is_finite()), "{:?}", first.logprobs);
-        assert_eq!((first.token_ids, &first.logits_hash), (second.token_ids, &second.logits_hash));
-        hashes.push(first.logits_hash);
+        assert_eq!(first.outputs[0].token_ids.len(), 24);
+        assert!(first.outputs[0].logprobs.iter().all(|l| l.is_finite()), "{:?}", first.outputs[0].logprobs);
+        assert_eq!(
+            (&first.outputs[0].token_ids, &first.outputs[0].logits_hash),
+            (&second.outputs[0].token_ids, &second.outputs[0].logits_hash)
+        );
+        hashes.push(first.outputs[0].logits_hash.clone());
     }
     hashes.dedup();
     assert_eq!(hashes.len(), 3);
@@ -79,9 +82,9 @@ fn its_type_is_what_the_config_says_and_it_warns_that_nothing_is_meant() {
 #[test]
 fn it_does_not_depend_on_files_that_are_there() {
     let dir = settings(MODEL);
-    let without = answer(dir.path(), &dummy()).logits_hash;
+    let without = answer(dir.path(), &dummy()).outputs[0].logits_hash.clone();
     fs::write(dir.path().join("model.safetensors"), "not one").unwrap();
-    assert_eq!(answer(dir.path(), &dummy()).logits_hash, without);
+    assert_eq!(answer(dir.path(), &dummy()).outputs[0].logits_hash, without);
 }
 
 const LIMITS: Limits = Limits {
@@ -149,7 +152,7 @@ fn tied_embeddings_are_one_tensor() {
     let config = fs::read_to_string(&file).unwrap();
     fs::write(&file, config.replacen('{', "{\"tie_word_embeddings\": true,", 1)).unwrap();
     assert_eq!(tensors(&*model(dir.path(), LIMITS)).len(), untied - 1);
-    assert_eq!(answer(dir.path(), &dummy()).token_ids.len(), 24);
+    assert_eq!(answer(dir.path(), &dummy()).outputs[0].token_ids.len(), 24);
 }
 
 /// A figure, not a promise: what the host does to build and resolve the plan of a step with a prompt in it, for a language

@@ -60,15 +60,15 @@ fn an_answer_is_complete_and_streams_what_it_says() {
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!(streamed, output.text);
-    assert_eq!(output.token_ids.len(), 20);
-    assert_eq!(output.logprobs.len(), 20);
-    assert!(output.logprobs.iter().all(|&l| l <= 0.0 && l.is_finite()));
-    assert_eq!(output.finish_reason, FinishReason::Length);
+    assert_eq!(streamed, output.outputs[0].text);
+    assert_eq!(output.outputs[0].token_ids.len(), 20);
+    assert_eq!(output.outputs[0].logprobs.len(), 20);
+    assert!(output.outputs[0].logprobs.iter().all(|&l| l <= 0.0 && l.is_finite()));
+    assert_eq!(output.outputs[0].finish_reason, FinishReason::Length);
     assert_eq!(output.image_tokens, [16]);
     assert_eq!(output.prompt, QUESTION);
     assert_eq!(output.prompt_token_ids.iter().filter(|&&id| id == 323).count(), 16);
-    assert_eq!(answer(&engine, &request).logits_hash, output.logits_hash);
+    assert_eq!(answer(&engine, &request).outputs[0].logits_hash, output.outputs[0].logits_hash);
 }
 
 #[test]
@@ -77,7 +77,10 @@ fn a_placeholder_may_stand_once_or_as_often_as_the_picture_has_tokens() {
     let once = answer(&engine, &raw(QUESTION, &["tall"], greedy(8)));
     let repeated = QUESTION.replace("<image>", &"<image>".repeat(16));
     let often = answer(&engine, &raw(&repeated, &["tall"], greedy(8)));
-    assert_eq!((once.token_ids, once.prompt_token_ids), (often.token_ids, often.prompt_token_ids));
+    assert_eq!(
+        (&once.outputs[0].token_ids, &once.prompt_token_ids),
+        (&often.outputs[0].token_ids, &often.prompt_token_ids)
+    );
     for wrong in [0, 2, 15, 17] {
         let text = QUESTION.replace("<image>", &"<image>".repeat(wrong));
         let message = refusal(&engine, &raw(&text, &["tall"], greedy(8)));
@@ -89,7 +92,7 @@ fn a_placeholder_may_stand_once_or_as_often_as_the_picture_has_tokens() {
 fn pictures_matter_and_keep_their_order() {
     let engine = engine();
     let text = "USER: <image><image>\ncompare. ASSISTANT:";
-    let hash = |pictures: &[&str]| answer(&engine, &raw(text, pictures, greedy(1))).logits_hash;
+    let hash = |pictures: &[&str]| answer(&engine, &raw(text, pictures, greedy(1))).outputs[0].logits_hash.clone();
     let (ab, ba, aa) = (hash(&["wide", "tall"]), hash(&["tall", "wide"]), hash(&["wide", "wide"]));
     assert!(ab != ba && ab != aa && ba != aa);
     assert_eq!(ab, hash(&["wide", "tall"]));
@@ -123,7 +126,7 @@ fn sampling_repeats_with_its_seed_and_only_with_it() {
     let engine = engine();
     let with = |seed| {
         let sampling = Sampling { seed, max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
-        answer(&engine, &raw(QUESTION, &["wide"], sampling)).token_ids
+        answer(&engine, &raw(QUESTION, &["wide"], sampling)).outputs[0].token_ids.clone()
     };
     assert_eq!(with(Some(5)), with(Some(5)));
     assert_ne!(with(Some(5)), with(Some(6)));
@@ -137,16 +140,16 @@ fn each_penalty_keeps_an_answer_from_repeating_itself() {
     let engine = engine();
     let plain = answer(&engine, &raw("a", &[], greedy(30)));
     let repeats = |ids: &[u32]| ids.len() - ids.iter().collect::<HashSet<_>>().len();
-    assert!(repeats(&plain.token_ids) > 5, "{:?}", plain.token_ids);
+    assert!(repeats(&plain.outputs[0].token_ids) > 5, "{:?}", plain.outputs[0].token_ids);
     for sampling in [
         Sampling { presence_penalty: 2.0, ..greedy(30) },
         Sampling { frequency_penalty: 2.0, ..greedy(30) },
         Sampling { repetition_penalty: 10.0, ..greedy(30) },
     ] {
         let penalised = answer(&engine, &raw("a", &[], sampling.clone()));
-        assert!(repeats(&penalised.token_ids) < repeats(&plain.token_ids), "{sampling:?}");
+        assert!(repeats(&penalised.outputs[0].token_ids) < repeats(&plain.outputs[0].token_ids), "{sampling:?}");
         // What an earlier request counted is gone.
-        assert_eq!(answer(&engine, &raw("a", &[], sampling)).token_ids, penalised.token_ids);
+        assert_eq!(answer(&engine, &raw("a", &[], sampling)).outputs[0].token_ids, penalised.outputs[0].token_ids);
     }
 }
 
@@ -159,11 +162,11 @@ fn the_repetition_penalty_knows_the_prompt() {
         let plain = answer(&engine, &raw(prompt, &[], greedy(1)));
         let strong = Sampling { repetition_penalty: 10.0, ..greedy(1) };
         let penalised = answer(&engine, &raw(prompt, &[], strong));
-        assert_eq!(penalised.logprobs.len(), 1);
-        if plain.prompt_token_ids.contains(&plain.token_ids[0]) {
-            assert_ne!(penalised.token_ids, plain.token_ids, "{prompt}");
+        assert_eq!(penalised.outputs[0].logprobs.len(), 1);
+        if plain.prompt_token_ids.contains(&plain.outputs[0].token_ids[0]) {
+            assert_ne!(penalised.outputs[0].token_ids, plain.outputs[0].token_ids, "{prompt}");
         }
-        assert!(!penalised.prompt_token_ids.contains(&penalised.token_ids[0]), "{prompt}");
+        assert!(!penalised.prompt_token_ids.contains(&penalised.outputs[0].token_ids[0]), "{prompt}");
     }
 }
 
@@ -172,13 +175,15 @@ fn alternatives_are_reported_in_their_order() {
     let engine = engine();
     let sampling = Sampling { top_logprobs: 3, ..greedy(5) };
     let output = answer(&engine, &raw("a", &[], sampling));
-    assert_eq!(output.top_logprobs.len(), 5);
-    for ((top, &token), &logprob) in output.top_logprobs.iter().zip(&output.token_ids).zip(&output.logprobs) {
+    assert_eq!(output.outputs[0].top_logprobs.len(), 5);
+    for ((top, &token), &logprob) in
+        output.outputs[0].top_logprobs.iter().zip(&output.outputs[0].token_ids).zip(&output.outputs[0].logprobs)
+    {
         assert_eq!(top.len(), 3);
         assert_eq!(top[0], (token, logprob), "greedy takes the first");
         assert!(top[0].1 >= top[1].1 && top[1].1 >= top[2].1);
     }
-    assert!(answer(&engine, &raw("a", &[], greedy(2))).top_logprobs.iter().all(Vec::is_empty));
+    assert!(answer(&engine, &raw("a", &[], greedy(2))).outputs[0].top_logprobs.iter().all(Vec::is_empty));
 }
 
 /// Text alone needs no room for pictures, and says so when one comes.
@@ -186,7 +191,7 @@ fn alternatives_are_reported_in_their_order() {
 fn an_engine_without_images_answers_text() {
     let options = Options { max_images: 0, ..Options::default() };
     let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
-    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).outputs[0].token_ids.len(), 3);
     assert!(refusal(&engine, &raw(QUESTION, &["wide"], greedy(3))).contains("1 pictures; at most 0"));
 }
 
@@ -194,11 +199,11 @@ fn an_engine_without_images_answers_text() {
 fn an_answer_ends_where_it_should() {
     let engine = engine();
     let whole = answer(&engine, &raw("what is the moon?", &[], greedy(32)));
-    let word: String = whole.text.chars().skip(whole.text.chars().count() / 2).take(3).collect();
+    let word: String = whole.outputs[0].text.chars().skip(whole.outputs[0].text.chars().count() / 2).take(3).collect();
     let sampling = Sampling { stop: vec!["never said".into(), word.clone()], ..greedy(32) };
     let stopped = answer(&engine, &raw("what is the moon?", &[], sampling));
-    assert_eq!(stopped.finish_reason, FinishReason::Stop);
-    assert_eq!(stopped.text, whole.text[..whole.text.find(&word).unwrap()]);
+    assert_eq!(stopped.outputs[0].finish_reason, FinishReason::Stop);
+    assert_eq!(stopped.outputs[0].text, whole.outputs[0].text[..whole.outputs[0].text.find(&word).unwrap()]);
 
     let mut pieces = 0;
     let cancelled = engine.answer(&raw("what is the moon?", &[], greedy(32)), |_| {
@@ -206,8 +211,8 @@ fn an_answer_ends_where_it_should() {
         if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let cancelled = cancelled.unwrap();
-    assert_eq!((cancelled.finish_reason, pieces), (FinishReason::Cancelled, 3));
-    assert!(whole.text.starts_with(&cancelled.text));
+    assert_eq!((cancelled.outputs[0].finish_reason, pieces), (FinishReason::Cancelled, 3));
+    assert!(whole.outputs[0].text.starts_with(&cancelled.outputs[0].text));
 }
 
 #[test]
@@ -215,8 +220,8 @@ fn the_context_is_filled_to_its_end_and_no_further() {
     let options = Options { max_model_len: Some(40), ..Options::default() };
     let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
     let output = answer(&engine, &raw(QUESTION, &["wide"], Sampling { max_tokens: None, ..greedy(1) }));
-    assert_eq!(output.prompt_token_ids.len() + output.token_ids.len(), 40);
-    assert_eq!(output.finish_reason, FinishReason::Length);
+    assert_eq!(output.prompt_token_ids.len() + output.outputs[0].token_ids.len(), 40);
+    assert_eq!(output.outputs[0].finish_reason, FinishReason::Length);
 
     let long = format!("{QUESTION}{}", " word".repeat(40));
     let message = refusal(&engine, &raw(&long, &["wide"], greedy(1)));
@@ -228,7 +233,7 @@ fn the_context_is_filled_to_its_end_and_no_further() {
 fn a_bad_request_is_refused_and_the_next_good_one_answered() {
     let engine = engine();
     let good = raw(QUESTION, &["wide"], greedy(6));
-    let expected = answer(&engine, &good).logits_hash;
+    let expected = answer(&engine, &good).outputs[0].logits_hash.clone();
     let five = raw(&format!("{} compare", "<image>".repeat(5)), &["wide"; 5], greedy(1));
     let cut = Request { images: vec![picture("large")[..5000].into()], ..good.clone() };
     let noise = Request { images: vec![vec![7; 1000].into()], ..good.clone() };
@@ -243,7 +248,7 @@ fn a_bad_request_is_refused_and_the_next_good_one_answered() {
     for (request, expected_message) in bad {
         let message = refusal(&engine, &request);
         assert!(message.contains(expected_message), "{message:?} does not say {expected_message:?}");
-        assert_eq!(answer(&engine, &good).logits_hash, expected);
+        assert_eq!(answer(&engine, &good).outputs[0].logits_hash, expected);
     }
 }
 
@@ -280,7 +285,7 @@ fn a_model_that_does_not_fit_is_an_error_with_the_sizes() {
     assert!(message.contains("now 16777216 tokens (--max-model-len)") && message.contains("of cache"), "{message}");
     let options = Options { max_model_len: Some(64), ..Options::default() };
     let engine = Engine::open(dir.path(), &options, |_, _| ()).unwrap();
-    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).token_ids.len(), 3);
+    assert_eq!(answer(&engine, &raw("a", &[], greedy(3))).outputs[0].token_ids.len(), 3);
 }
 
 fn copy(folder: &str) -> tempfile::TempDir {
@@ -319,6 +324,6 @@ fn every_type_answers() {
         let engine = Engine::open(&goldens().join("llava-tiny-mha"), &options, |_, _| ()).unwrap();
         assert_eq!(engine.dtype(), dtype);
         let output = answer(&engine, &raw(QUESTION, &["wide"], greedy(4)));
-        assert_eq!(output.token_ids.len(), 4);
+        assert_eq!(output.outputs[0].token_ids.len(), 4);
     }
 }

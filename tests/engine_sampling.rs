@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ocelli::Error;
-use ocelli::engine::{Engine, FinishReason, Options, Output, Prompt, Request, Sampling};
+use ocelli::engine::{Engine, Event, FinishReason, Options, Output, Prompt, Request, Sampling, StopReason};
 use ocelli::text::{Special, Tokenizer};
 
 const MODEL: &str = "tests/goldens/llava-tiny-mha";
@@ -41,13 +41,13 @@ fn answer(engine: &Engine, sampling: Sampling) -> Output {
 #[test]
 fn a_bias_makes_a_token_certain_or_impossible() {
     let engine = engine();
-    let plain = answer(&engine, greedy(12)).token_ids;
+    let plain = answer(&engine, greedy(12)).outputs[0].token_ids.clone();
     let liked = answer(&engine, Sampling { logit_bias: [(77, 100.0)].into(), ..greedy(12) });
-    assert_eq!(liked.token_ids, [77; 12]);
+    assert_eq!(liked.outputs[0].token_ids, [77; 12]);
     // The log-probability is still that of the logits as the model gave them.
-    assert!(liked.logprobs.iter().all(|l| *l < -0.5), "{:?}", liked.logprobs);
+    assert!(liked.outputs[0].logprobs.iter().all(|l| *l < -0.5), "{:?}", liked.outputs[0].logprobs);
     let disliked = answer(&engine, Sampling { logit_bias: [(plain[0], -100.0)].into(), ..greedy(12) });
-    assert!(!disliked.token_ids.contains(&plain[0]));
+    assert!(!disliked.outputs[0].token_ids.contains(&plain[0]));
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn only_allowed_tokens_are_said() {
         seed: Some(5),
         ..greedy(60)
     };
-    let said: HashSet<u32> = answer(&engine, sampling).token_ids.into_iter().collect();
+    let said: HashSet<u32> = answer(&engine, sampling).outputs[0].token_ids.iter().copied().collect();
     assert!(said.is_subset(&allowed) && said.len() > 5, "{said:?}");
 }
 
@@ -69,7 +69,7 @@ fn only_allowed_tokens_are_said() {
 fn bad_words_are_not_said() {
     let engine = engine();
     let tokenizer = Tokenizer::open(Path::new(MODEL)).unwrap();
-    let plain = answer(&engine, greedy(40)).token_ids;
+    let plain = answer(&engine, greedy(40)).outputs[0].token_ids.clone();
     for length in [1, 2] {
         let spelt = |at: &usize| {
             let text = tokenizer.decode(&plain[*at..at + length], false).unwrap();
@@ -77,7 +77,8 @@ fn bad_words_are_not_said() {
             (own == plain[*at..at + length] && !text.trim().is_empty()).then_some((*at, text))
         };
         let (at, word) = (0..plain.len() - length).find_map(|at| spelt(&at)).expect("a word that is its own spelling");
-        let held = answer(&engine, Sampling { bad_words: vec![word.clone()], ..greedy(40) }).token_ids;
+        let held =
+            answer(&engine, Sampling { bad_words: vec![word.clone()], ..greedy(40) }).outputs[0].token_ids.clone();
         assert!(!held.windows(length).any(|w| w == &plain[at..at + length]), "{word:?} in {held:?}");
         assert_eq!(held[..at + length - 1], plain[..at + length - 1], "before {word:?}");
     }
@@ -86,23 +87,77 @@ fn bad_words_are_not_said() {
 #[test]
 fn an_answer_ends_at_a_stop_token_once_it_is_long_enough() {
     let engine = engine();
-    let plain = answer(&engine, greedy(24)).token_ids;
+    let plain = answer(&engine, greedy(24)).outputs[0].token_ids.clone();
     let stop = plain[3];
     let first = plain.iter().position(|&token| token == stop).unwrap();
     let sampling = Sampling { stop_token_ids: vec![stop], ..greedy(24) };
     let ended = answer(&engine, sampling.clone());
-    assert_eq!((&ended.token_ids[..], ended.finish_reason), (&plain[..=first], FinishReason::Stop));
+    assert_eq!(
+        (&ended.outputs[0].token_ids[..], ended.outputs[0].finish_reason),
+        (&plain[..=first], FinishReason::Stop)
+    );
 
     let longer = answer(&engine, Sampling { min_tokens: 10, ..sampling });
-    assert_eq!(longer.token_ids[..first], plain[..first]);
-    assert!(longer.token_ids.len() >= 10 && !longer.token_ids[..10].contains(&stop), "{:?}", longer.token_ids);
+    assert_eq!(longer.outputs[0].token_ids[..first], plain[..first]);
+    assert!(
+        longer.outputs[0].token_ids.len() >= 10 && !longer.outputs[0].token_ids[..10].contains(&stop),
+        "{:?}",
+        longer.outputs[0].token_ids
+    );
 
     // The model's own end is held back as well.
     let ends = Sampling { allowed_token_ids: Some(vec![2, 50]), ignore_eos: false, ..greedy(9) };
     let ends = Sampling { logit_bias: [(2, 50.0)].into(), ..ends };
-    assert_eq!(answer(&engine, ends.clone()).token_ids, [2]);
+    assert_eq!(answer(&engine, ends.clone()).outputs[0].token_ids, [2]);
     let long = answer(&engine, Sampling { min_tokens: 4, ..ends });
-    assert_eq!((&long.token_ids[..], long.finish_reason), (&[50, 50, 50, 50, 2][..], FinishReason::Stop));
+    assert_eq!(
+        (&long.outputs[0].token_ids[..], long.outputs[0].finish_reason),
+        (&[50, 50, 50, 50, 2][..], FinishReason::Stop)
+    );
+}
+
+/// Against a search in the answer without stop strings: the first that is complete behind the text of the first
+/// `min_tokens` tokens ends the answer.
+#[test]
+fn a_stop_string_counts_once_the_answer_is_long_enough() {
+    let engine = engine();
+    let mut ends = vec![0];
+    let mut whole = String::new();
+    for event in engine.submit(request("what is the moon?", 0, greedy(40))) {
+        match event {
+            Event::Piece(piece) => {
+                whole += &piece.text;
+                ends.push(whole.len());
+            }
+            Event::Done(output) => whole = output.outputs[0].text.clone(),
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    let mut ended = 0;
+    for (first, width) in [(0, 1), (0, 3), (3, 2), (6, 1), (9, 3)] {
+        let stop: String = whole.chars().skip(first).take(width).collect();
+        for min_tokens in (0..=20).chain([30, 40]) {
+            let early = ends[min_tokens];
+            let found = |at: &usize| whole.is_char_boundary(*at) && whole[*at..].starts_with(&stop);
+            let at = (0..whole.len()).filter(found).find(|at| at + stop.len() > early);
+            for include in [false, true] {
+                let sampling = Sampling {
+                    stop: vec![stop.clone()],
+                    min_tokens,
+                    include_stop_str_in_output: include,
+                    ..greedy(40)
+                };
+                let output = answer(&engine, sampling).outputs.remove(0);
+                let end = at.map_or(whole.len(), |at| if include { at + stop.len() } else { at });
+                assert_eq!(output.text, whole[..end], "{stop:?} after {min_tokens}");
+                let reason = at.map(|_| StopReason::Text(stop.clone()));
+                assert_eq!((output.stop_reason, output.finish_reason == FinishReason::Stop), (reason, at.is_some()));
+                assert!(output.token_ids.len() >= min_tokens);
+                ended += usize::from(at.is_some());
+            }
+        }
+    }
+    assert!(ended > 20, "only {ended} answers were ended");
 }
 
 /// Of a short prompt, of one that takes several steps, and of one with a picture amid it. The answer is the same.
@@ -117,8 +172,12 @@ fn prompts_are_reported_token_by_token() {
         };
         let (plain, asked) = (report(None), report(Some(3)));
         assert!(plain.prompt_logprobs.is_empty());
-        assert_eq!((&asked.token_ids, &asked.logprobs), (&plain.token_ids, &plain.logprobs), "{text}");
-        assert_eq!(asked.top_logprobs, plain.top_logprobs);
+        assert_eq!(
+            (&asked.outputs[0].token_ids, &asked.outputs[0].logprobs),
+            (&plain.outputs[0].token_ids, &plain.outputs[0].logprobs),
+            "{text}"
+        );
+        assert_eq!(asked.outputs[0].top_logprobs, plain.outputs[0].top_logprobs);
 
         assert_eq!(asked.prompt_logprobs.len(), asked.prompt_token_ids.len());
         let none = asked.prompt_logprobs.iter().filter(|report| report.is_none()).count();
@@ -141,7 +200,7 @@ fn a_prompts_log_probabilities_are_those_of_an_answer() {
     let engine = engine();
     let said = answer(&engine, Sampling { top_logprobs: 4, ..greedy(1) });
     let tokenizer = Tokenizer::open(Path::new(MODEL)).unwrap();
-    let token = said.token_ids[0];
+    let token = said.outputs[0].token_ids[0];
     let text = format!("what is the moon?{}", tokenizer.id_to_token(token).unwrap().replace('\u{2581}', " "));
     let sampling = Sampling { prompt_logprobs: Some(4), ..greedy(1) };
     let asked = ask(&engine, &request(&text, 0, sampling)).unwrap();
@@ -150,7 +209,7 @@ fn a_prompts_log_probabilities_are_those_of_an_answer() {
     let report = asked.prompt_logprobs.last().unwrap().clone().unwrap();
     assert_eq!(
         (report.token, report.logprob, report.top),
-        (Some(token), said.logprobs[0], said.top_logprobs[0].clone())
+        (Some(token), said.outputs[0].logprobs[0], said.outputs[0].top_logprobs[0].clone())
     );
 }
 
@@ -172,5 +231,5 @@ fn impossible_lists_are_refused_as_requests() {
             other => panic!("{expected}: {other:?}"),
         }
     }
-    assert_eq!(answer(&engine, greedy(3)).token_ids.len(), 3);
+    assert_eq!(answer(&engine, greedy(3)).outputs[0].token_ids.len(), 3);
 }

@@ -67,7 +67,7 @@ impl Conversation {
             Ok(output) => {
                 self.waiting = 0;
                 closing_line(engine, &output)?;
-                self.messages.push(Message::text(Role::Assistant, &output.text));
+                self.messages.push(Message::text(Role::Assistant, &output.outputs[0].text));
             }
             Err(error) if error.downcast_ref::<crate::Error>().is_some() => {
                 self.messages.pop();

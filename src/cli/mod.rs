@@ -3,6 +3,8 @@
 //! Data goes to stdout and everything else to stderr; bars and colour only to a terminal. Exit codes: 0 is success, 1
 //! a failure of the model or the request, 2 wrong usage. A reader that closes the pipe early is no failure.
 
+#[cfg(feature = "server")]
+mod batch;
 mod bench;
 mod chat;
 mod doctor;
@@ -37,6 +39,9 @@ struct Cli {
 enum Command {
     /// Answer one prompt, streamed; a chat when no prompt is given
     Run(run::RunArgs),
+    /// Answer a file of requests into a file of answers; start it again to go on after a kill
+    #[cfg(feature = "server")]
+    Batch(batch::BatchArgs),
     /// Measure what a user waits for
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -162,6 +167,8 @@ impl EngineArgs {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        #[cfg(feature = "server")]
+        Command::Batch(args) => batch::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),

@@ -6,11 +6,14 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::image_args::PictureArgs;
 use super::{EngineArgs, ModelArgs, chat, human_bytes, progress};
-use crate::engine::{Device, Engine, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling};
+use crate::engine::{
+    Completion, Device, Engine, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling,
+    StopReason,
+};
 use crate::text::{Message, Role};
 
 #[derive(Args)]
@@ -39,6 +42,9 @@ pub(crate) struct RunArgs {
 
 #[derive(Args)]
 pub(super) struct SamplingArgs {
+    /// Answers to the prompt, printed when all are complete
+    #[arg(long, env = "OCELLI_N", default_value_t = 1, requires = "prompt")]
+    n: usize,
     /// 0 takes the most likely token every time
     #[arg(long, env = "OCELLI_TEMPERATURE", default_value_t = 0.0)]
     temperature: f64,
@@ -60,23 +66,54 @@ pub(super) struct SamplingArgs {
     /// Subtract from the scores of tokens of the answer, once for every time they occurred
     #[arg(long, env = "OCELLI_FREQUENCY_PENALTY", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f64,
-    /// The same seed gives the same answer
+    /// The same seed gives the same answer; of several, the answer of index i is that of the seed + i
     #[arg(long, env = "OCELLI_SEED")]
     seed: Option<u64>,
     /// Longest answer in tokens
     #[arg(long, env = "OCELLI_MAX_TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// Do not end before so many tokens
+    #[arg(long, env = "OCELLI_MIN_TOKENS", default_value_t = 0)]
+    min_tokens: usize,
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// End the answer behind the stop text instead
+    #[arg(long, env = "OCELLI_INCLUDE_STOP_STR_IN_OUTPUT", value_parser = FalseyValueParser::new())]
+    include_stop_str_in_output: bool,
+    /// End the answer at these tokens
+    #[arg(long, env = "OCELLI_STOP_TOKEN_IDS", value_name = "ID,...", value_delimiter = ',')]
+    stop_token_ids: Vec<u32>,
     /// Go on after the model's end-of-sequence token
     #[arg(long, env = "OCELLI_IGNORE_EOS", value_parser = FalseyValueParser::new())]
     ignore_eos: bool,
+    /// Add this to the score of a token; may be given several times
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
+    logit_bias: Vec<(u32, f64)>,
+    /// Choose no other tokens than these
+    #[arg(long, env = "OCELLI_ALLOWED_TOKEN_IDS", value_name = "ID,...", value_delimiter = ',')]
+    allowed_token_ids: Option<Vec<u32>>,
+    /// Never write this word; may be given several times
+    #[arg(long, value_name = "WORD")]
+    bad_words: Vec<String>,
+    /// Report so many alternatives beside every token; with --json
+    #[arg(long, env = "OCELLI_TOP_LOGPROBS", default_value_t = 0)]
+    top_logprobs: usize,
+    /// Report the tokens of the prompt, with so many alternatives beside each; with --json
+    #[arg(long, env = "OCELLI_PROMPT_LOGPROBS")]
+    prompt_logprobs: Option<usize>,
+}
+
+/// `ID=BIAS`.
+fn bias(text: &str) -> Result<(u32, f64), String> {
+    let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.parse().ok()?, bias.parse().ok()?)));
+    parsed.ok_or_else(|| "write ID=BIAS, for example 42=-5".into())
 }
 
 impl SamplingArgs {
     pub(super) fn sampling(&self) -> Sampling {
         Sampling {
+            n: self.n,
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: u32::try_from(self.top_k).unwrap_or(0),
@@ -86,9 +123,16 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty,
             seed: self.seed,
             max_tokens: Some(self.max_tokens as usize),
+            min_tokens: self.min_tokens,
             stop: self.stop.clone(),
+            include_stop_str_in_output: self.include_stop_str_in_output,
+            stop_token_ids: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
-            ..Sampling::default()
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            allowed_token_ids: self.allowed_token_ids.clone(),
+            bad_words: self.bad_words.clone(),
+            top_logprobs: self.top_logprobs,
+            prompt_logprobs: self.prompt_logprobs,
         }
     }
 }
@@ -113,7 +157,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
         let output = engine.answer(&request, |_| ControlFlow::Continue(()))?;
         return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
     }
-    let output = stream(&engine, &request)?;
+    let output = if request.sampling.n > 1 { print_all(&engine, &request)? } else { stream(&engine, &request)? };
     closing_line(&engine, &output)
 }
 
@@ -165,7 +209,16 @@ pub(super) fn stream(engine: &Engine, request: &Request) -> Result<Output> {
     }
 }
 
-/// Tokens, speed, and the hash of the last logits: a change in the numbers shows even where the text is the same.
+/// Several answers cannot be printed while they are written side by side.
+fn print_all(engine: &Engine, request: &Request) -> Result<Output> {
+    let output = engine.answer(request, |_| ControlFlow::Continue(()))?;
+    for completion in &output.outputs {
+        writeln!(io::stdout(), "[{}] {}", completion.index, completion.text)?;
+    }
+    Ok(output)
+}
+
+/// Tokens, speed, and the hash of the (first answer's) last logits: a change in the numbers shows even where the text is the same.
 pub(super) fn closing_line(engine: &Engine, output: &Output) -> Result<()> {
     let t = &output.timings;
     writeln!(
@@ -175,16 +228,42 @@ pub(super) fn closing_line(engine: &Engine, output: &Output) -> Result<()> {
         engine.dtype(),
         output.prompt_token_ids.len(),
         output.image_tokens.iter().sum::<usize>(),
-        output.token_ids.len(),
+        output.outputs.iter().map(|o| o.token_ids.len()).sum::<usize>(),
         (t.ttft_ms + t.decode_ms) / 1e3,
         t.tokens_per_s,
         t.ttft_ms,
-        output.logits_hash
+        output.outputs[0].logits_hash
     )?;
     Ok(())
 }
 
-fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
+fn completion(o: &Completion) -> Value {
+    json!({
+        "index": o.index,
+        "text": o.text,
+        "token_ids": o.token_ids,
+        "logprobs": o.logprobs,
+        "top_logprobs": o.top_logprobs,
+        "finish_reason": match o.finish_reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        },
+        "stop_reason": match &o.stop_reason {
+            Some(StopReason::Token(id)) => json!(id),
+            Some(StopReason::Text(text)) => json!(text),
+            None => Value::Null,
+        },
+        "logits_hash": o.logits_hash,
+    })
+}
+
+/// A token of the prompt.
+fn reported(sampled: &Sampled) -> Value {
+    json!({ "token_id": sampled.token, "logprob": sampled.logprob, "top_logprobs": sampled.top })
+}
+
+fn as_json(engine: &Engine, o: &Output) -> Value {
     json!({
         "model": engine.model_name(),
         "backend": engine.backend_name(),
@@ -193,15 +272,9 @@ fn as_json(engine: &Engine, o: &Output) -> serde_json::Value {
         "prompt_token_ids": o.prompt_token_ids,
         "prompt_tokens": o.prompt_token_ids.len(),
         "image_tokens": o.image_tokens,
-        "text": o.text,
-        "token_ids": o.token_ids,
-        "logprobs": o.logprobs,
-        "finish_reason": match o.finish_reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
-        },
-        "logits_hash": o.logits_hash,
+        "cached_tokens": o.cached_tokens,
+        "prompt_logprobs": o.prompt_logprobs.iter().map(|p| p.as_ref().map(reported)).collect::<Vec<_>>(),
+        "outputs": o.outputs.iter().map(completion).collect::<Vec<_>>(),
         "timings": {
             "upload_ms": engine.upload().map(|u| u.ms),
             "upload_gb_per_s": engine.upload().map(|u| u.gb_per_s()),

@@ -1,76 +1,88 @@
-//! A request on the engine's thread: from sampled tokens to text and events.
+//! An answer on the engine's thread: from sampled tokens to text and events.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, anyhow};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Sampler;
-use super::output::{Event, FinishReason, Output, Piece};
+use super::answers::Answers;
+use super::output::{Completion, Event, FinishReason, Piece, StopReason};
 use super::request::Ready;
-use super::stats::milliseconds;
 use super::step_outputs::Sampled;
 use super::window::Ticket;
+use super::{Sampler, Sequence};
 use crate::Error;
 use crate::mem::DType;
 use crate::models::Tiles;
 use crate::ops::{SamplingRow, TokenBias};
 use crate::text::TextStream;
 
-/// What the engine keeps of a request beside its sequence.
+/// What the engine keeps of an answer beside its sequence.
 pub(super) struct Job {
-    /// In the order of the sequence's places.
-    pub pictures: Vec<Tiles>,
-    pub output: Output,
+    /// Of the request, in the order of the sequence's places.
+    pub pictures: Arc<[Tiles]>,
+    completion: Completion,
     sampler: Sampler,
     stream: TextStream,
     max_tokens: usize,
     dtype: DType,
-    start: Instant,
-    /// When the first token came.
-    first: Option<Instant>,
-    events: UnboundedSender<Event>,
-    cancelled: Arc<AtomicBool>,
-    /// Its place among those that are under way.
-    _ticket: Option<Ticket>,
+    answers: Arc<Answers>,
+    /// The request's other answers. They start when this one has its first token, and find the prompt in the cache.
+    others: Vec<(Sequence, Job)>,
 }
 
 impl Job {
-    /// The sequence of a checked request, and the rest of it.
+    /// The sequence of a checked request's first answer, and the rest of it.
     pub fn new(
         ready: Ready,
         events: UnboundedSender<Event>,
         cancelled: Arc<AtomicBool>,
         ticket: Option<Ticket>,
-    ) -> (super::Sequence, Job) {
+    ) -> (Sequence, Job) {
         let Ready { sequence, pictures, sampler, stream, max_tokens, dtype, output, start } = ready;
-        let job = Job {
-            pictures,
-            output,
-            sampler,
-            stream,
+        let pictures: Arc<[Tiles]> = pictures.into();
+        let answers = output.outputs.len();
+        let group = Arc::new(Answers::new(output, start, events, cancelled, ticket));
+        let job = |index: usize| Job {
+            pictures: pictures.clone(),
+            completion: Completion::new(index),
+            sampler: sampler.nth(index),
+            stream: stream.clone(),
             max_tokens,
             dtype,
-            start,
-            first: None,
-            events,
-            cancelled,
-            _ticket: ticket,
+            answers: group.clone(),
+            others: Vec::new(),
         };
-        (sequence, job)
+        // What the prompt says is reported once.
+        let mut quiet = sequence.clone();
+        quiet.reports = false;
+        let others = (1..answers).map(|index| (quiet.clone(), job(index))).collect();
+        (sequence, Job { others, ..job(0) })
     }
 
     /// Nobody waits for the answer.
     pub fn is_unwanted(&self) -> bool {
-        self.events.is_closed() || self.cancelled.load(Ordering::Relaxed)
+        self.answers.are_unwanted()
+    }
+
+    /// The request's other answers, once this one has a token.
+    pub fn take_others(&mut self) -> Vec<(Sequence, Job)> {
+        std::mem::take(&mut self.others)
+    }
+
+    /// So many tokens of the prompt were found in the prefix cache.
+    pub fn set_cached(&mut self, tokens: usize) {
+        // The request's other answers find it there because of this one.
+        if self.completion.index == 0 {
+            self.answers.note(|output| output.cached_tokens = tokens);
+        }
     }
 
     /// How its next token is sampled, with the list of tokens that goes with it, when `ahead` tokens before that one are not
     /// known yet; `state` is its row of counts.
     pub fn sampling(&self, ahead: usize, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
-        self.sampler.row(&self.output.token_ids, ahead, state, list)
+        self.sampler.row(&self.completion.token_ids, ahead, state, list)
     }
 
     /// Whether a token can only be sampled once the one before it is known.
@@ -91,9 +103,7 @@ impl Job {
     /// What is reported of the token at `position` of the prompt.
     pub fn report(&mut self, position: usize, mut sampled: Sampled) {
         sampled.top.truncate(self.prompt_logprobs().unwrap_or(0));
-        if let Some(place) = self.output.prompt_logprobs.get_mut(position) {
-            *place = Some(sampled);
-        }
+        self.answers.report(position, sampled);
     }
 
     /// Whether the sampler counts its tokens.
@@ -108,30 +118,25 @@ impl Job {
 
     /// Take its next token; says why the answer has ended, if it has.
     pub fn push(&mut self, token: u32, sampled: Sampled) -> Result<Option<FinishReason>> {
-        let output = &mut self.output;
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
-            output.timings.ttft_ms = milliseconds(self.start);
-            output.timings.prefill_ms = output.timings.ttft_ms - output.timings.prepare_ms;
-        }
         let mut top = sampled.top;
         top.truncate(self.sampler.sampling().top_logprobs);
-        output.token_ids.push(token);
-        output.logprobs.push(sampled.logprob);
-        output.top_logprobs.push(top.clone());
+        let completion = &mut self.completion;
+        completion.token_ids.push(token);
+        completion.logprobs.push(sampled.logprob);
+        completion.top_logprobs.push(top.clone());
         let ends = self.sampler.ends(token);
         let text = if ends { None } else { self.stream.push(token)? }.unwrap_or_default();
-        self.output.text.push_str(&text);
-        // A receiver that went away is noticed before the next step.
-        let _ = self.events.send(Event::Piece(Piece {
+        completion.text.push_str(&text);
+        self.answers.push(Piece {
+            index: completion.index,
             token_id: token,
             logprob: sampled.logprob,
             top_logprobs: top,
             text,
-        }));
+        });
         Ok(if ends || self.stream.stopped().is_some() {
             Some(FinishReason::Stop)
-        } else if self.output.token_ids.len() == self.max_tokens {
+        } else if self.completion.token_ids.len() == self.max_tokens {
             Some(FinishReason::Length)
         } else {
             None
@@ -140,17 +145,29 @@ impl Job {
 
     /// The answer has ended.
     pub fn finish(mut self, reason: FinishReason, logits_hash: String) {
+        // Only where this one ends before its first token: as nobody wants any of them.
+        self.take_others().into_iter().for_each(|other| other.1.cancel());
         match self.stream.finish() {
-            Ok(rest) => self.output.text.push_str(&rest),
+            Ok(rest) => self.completion.text.push_str(&rest),
             Err(error) => return self.fail(Error::Model(error)),
         }
         // What was held back may have been a stop string after all.
         let stopped = self.stream.stopped().is_some() && reason == FinishReason::Length;
-        self.output.finish_reason = if stopped { FinishReason::Stop } else { reason };
-        self.output.logits_hash = logits_hash;
-        let first = self.first.unwrap_or_else(Instant::now);
-        self.output.timings.end(first, self.output.token_ids.len());
-        let _ = self.events.send(Event::Done(Box::new(self.output)));
+        self.completion.finish_reason = if stopped { FinishReason::Stop } else { reason };
+        self.completion.stop_reason = self.stop_reason();
+        self.completion.logits_hash = logits_hash;
+        self.answers.end(self.completion);
+    }
+
+    /// Which of the request's stop tokens and strings ended the answer.
+    fn stop_reason(&self) -> Option<StopReason> {
+        if self.completion.finish_reason != FinishReason::Stop {
+            return None;
+        }
+        let stop = &self.sampler.sampling().stop;
+        let text = self.stream.stopped().and_then(|index| stop.get(index)).map(|stop| StopReason::Text(stop.clone()));
+        let token = || self.completion.token_ids.last().copied().filter(|&token| self.sampler.stops(token));
+        text.or_else(|| token().map(StopReason::Token))
     }
 
     /// Nobody wants the rest.
@@ -166,12 +183,12 @@ impl Job {
         };
         Error::Model(anyhow!(
             "the logits of token {} of the answer hold a NaN or an infinity; the weights may be damaged{narrow}",
-            self.output.token_ids.len()
+            self.completion.token_ids.len()
         ))
     }
 
     /// There is no answer.
     pub fn fail(self, error: Error) {
-        let _ = self.events.send(Event::Failed(error));
+        self.answers.fail(error);
     }
 }

@@ -27,7 +27,7 @@
 //! for event in engine.submit(request) {
 //!     match event {
 //!         Event::Piece(piece) => assert!(piece.logprob <= 0.0),
-//!         Event::Done(output) => assert!(!output.token_ids.is_empty()),
+//!         Event::Done(output) => assert!(!output.outputs[0].token_ids.is_empty()),
 //!         Event::Failed(error) => return Err(error.into()),
 //!     }
 //! }
@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod answers;
 mod blocks;
 mod builder;
 mod checkpoint;
@@ -67,10 +68,10 @@ pub use image_array::ImageArray;
 pub use image_input::ImageInput;
 pub use memory::Memory;
 pub use options::{Device, LoadFormat, Options, available_memory};
-pub use output::{Event, FinishReason, Output, Piece, Timings};
+pub use output::{Completion, Event, FinishReason, Output, Piece, StopReason, Timings};
 pub use request::{Prompt, Request};
 pub use runner::{InFlight, Runner};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{MAX_N, Sampler, Sampling};
 pub use scheduler::{Encode, Row, Scheduler, SchedulerCounts, SchedulerLimits, Step};
 pub use sequence::{Place, Sequence, SequenceId};
 pub use start::Upload;
@@ -78,6 +79,7 @@ pub use stats::Stats;
 pub use step_inputs::{LogitRows, SequenceLists, SequenceStep};
 pub use step_outputs::{Outputs, Sampled};
 pub use stream::Stream;
+pub use window::{Ticket, Window};
 
 pub use crate::models::ImageInputType;
 
@@ -93,10 +95,10 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::mem::DType;
 use crate::models::Vlm;
+use crate::text::Tokenizer;
 use job::Job;
 use request::Ready;
 use stream::Lost;
-use window::{Ticket, Window};
 use worker::Arrival;
 
 /// A loaded model that answers many requests at once. Cloning gives another handle to the same.
@@ -187,7 +189,7 @@ impl Engine {
     }
 
     /// Answer one request. `on_text` gets the answer piece by piece, never a part of a character, and can end it; the
-    /// answer is then what it was given.
+    /// answer is then what it was given. Of several answers it gets the first, and ends them all.
     ///
     /// # Errors
     /// [`Error::Request`](crate::Error::Request) if the request cannot be answered, [`Error::Capacity`](crate::Error::Capacity) if there is no room for it,
@@ -198,7 +200,7 @@ impl Engine {
         let mut wanted = true;
         while let Some(event) = Iterator::next(&mut stream) {
             match event {
-                Event::Piece(piece) if wanted => {
+                Event::Piece(piece) if wanted && piece.index == 0 => {
                     tokens += 1;
                     bytes += piece.text.len();
                     if !piece.text.is_empty() && on_text(&piece.text).is_break() {
@@ -207,13 +209,15 @@ impl Engine {
                     }
                 }
                 Event::Piece(_) => {}
-                Event::Done(mut output) if wanted => {
-                    if bytes < output.text.len() && on_text(&output.text[bytes..]).is_break() {
-                        output.finish_reason = FinishReason::Cancelled;
+                Event::Done(mut output) => {
+                    let first = &mut output.outputs[0];
+                    if !wanted {
+                        first.cut(tokens, bytes);
+                    } else if bytes < first.text.len() && on_text(&first.text[bytes..]).is_break() {
+                        first.finish_reason = FinishReason::Cancelled;
                     }
                     return Ok(*output);
                 }
-                Event::Done(output) => return Ok(output.cut(tokens, bytes)),
                 Event::Failed(error) => return Err(error),
             }
         }
@@ -226,6 +230,8 @@ impl Engine {
     }
 
     /// [`Engine::generate`], with a word on every answer when it and all before it are complete: its index, and what it is.
+    /// That is what a progress bar needs, with the tokens of each for a rate; [`Engine::stats`] says from any thread how many
+    /// requests and tokens are done amid a long answer.
     pub fn generate_with(
         &self,
         requests: &[Request],
@@ -274,6 +280,16 @@ impl Engine {
     /// Name of the checkpoint's directory.
     pub fn model_name(&self) -> &str {
         &self.shared().checkpoint.name
+    }
+
+    /// Pictures that a prompt may hold.
+    pub fn max_images(&self) -> usize {
+        self.shared().checkpoint.max_images
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared().checkpoint.tokenizer
     }
 
     /// What runs the plans.

@@ -15,7 +15,16 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// A finished answer.
+/// What ended an answer with [`FinishReason::Stop`], where that was the request's own wish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// One of its stop tokens.
+    Token(u32),
+    /// One of its stop strings.
+    Text(String),
+}
+
+/// A finished request: its prompt, and what was written after it.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The prompt as it was tokenised, before pictures were expanded. Empty where it was given as tokens.
@@ -26,6 +35,20 @@ pub struct Output {
     pub image_tokens: Vec<usize>,
     /// Tokens of the prompt that were found in the prefix cache when it was first served.
     pub cached_tokens: usize,
+    /// For each token of the prompt, it and its log-probability, with the most likely tokens at its place; none for the
+    /// first and for those of pictures. Empty where it was not asked for.
+    pub prompt_logprobs: Vec<Option<Sampled>>,
+    /// The answers, as many as [`Sampling::n`](super::Sampling::n) asked for, by their index.
+    pub outputs: Vec<Completion>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// One answer to a request.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// Which of the request's answers it is, from 0 on.
+    pub index: usize,
     /// The answer.
     pub text: String,
     /// Its ids, with the end-of-sequence token if it ended so.
@@ -34,16 +57,13 @@ pub struct Output {
     pub logprobs: Vec<f32>,
     /// For each token, the most likely ones at its place with theirs, as many as were asked for.
     pub top_logprobs: Vec<Vec<(u32, f32)>>,
-    /// For each token of the prompt, it and its log-probability, with the most likely tokens at its place; none for the
-    /// first and for those of pictures. Empty where it was not asked for.
-    pub prompt_logprobs: Vec<Option<Sampled>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Which stop token or stop string ended it; `None` if it was an end-of-sequence token of the model, or something else.
+    pub stop_reason: Option<StopReason>,
     /// [`logits_hash`](crate::ops::logits_hash) of the last logits: shows a change in the numbers where the text is the
     /// same. Empty if the answer was cancelled.
     pub logits_hash: String,
-    /// Where the time went.
-    pub timings: Timings,
 }
 
 /// Wall-clock times of a request, in milliseconds.
@@ -57,15 +77,17 @@ pub struct Timings {
     pub prefill_ms: f64,
     /// From the request to the first token, the sum of those two.
     pub ttft_ms: f64,
-    /// All later tokens.
+    /// All later tokens, of all answers.
     pub decode_ms: f64,
-    /// Later tokens a second; 0 if there was none.
+    /// Later tokens a second, of all answers together; 0 if there was none.
     pub tokens_per_s: f64,
 }
 
 /// A token of an answer, as soon as there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
+    /// Which of the request's answers it belongs to.
+    pub index: usize,
     /// The token.
     pub token_id: u32,
     /// Its log-probability, under the logits as the model gave them.
@@ -81,27 +103,41 @@ pub struct Piece {
 pub enum Event {
     /// A token.
     Piece(Piece),
-    /// The answer is complete. Its text may end in a little more than its pieces showed: what was held back.
+    /// All answers are complete. A text may end in a little more than its pieces showed: what was held back.
     Done(Box<Output>),
     /// There is no answer, or no more of it.
     Failed(Error),
 }
 
-impl Output {
+impl Completion {
+    /// An answer of which nothing is written yet, and if nothing ever will be, nobody wanted it.
+    pub(super) fn new(index: usize) -> Completion {
+        Completion {
+            index,
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
+            finish_reason: FinishReason::Cancelled,
+            stop_reason: None,
+            logits_hash: String::new(),
+        }
+    }
+
     /// The answer as far as somebody listened: its first tokens, and so many bytes of text.
-    pub(super) fn cut(mut self, tokens: usize, bytes: usize) -> Output {
+    pub(super) fn cut(&mut self, tokens: usize, bytes: usize) {
         self.token_ids.truncate(tokens);
         self.logprobs.truncate(tokens);
         self.top_logprobs.truncate(tokens);
         self.text.truncate(bytes);
         self.logits_hash.clear();
+        self.stop_reason = None;
         self.finish_reason = FinishReason::Cancelled;
-        self
     }
 }
 
 impl Timings {
-    /// The answer has ended: `first` is when its first token came.
+    /// The request has ended with `tokens` tokens: `first` is when its first token came.
     pub(super) fn end(&mut self, first: std::time::Instant, tokens: usize) {
         self.decode_ms = milliseconds(first);
         let later = tokens.saturating_sub(1);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
-use super::output::{FinishReason, Output, Timings};
+use super::output::{Completion, Output, Timings};
 use super::pictures::Picture;
 use super::sequence::{Place, Sequence};
 use super::stats::milliseconds;
@@ -75,10 +75,11 @@ impl Shared {
         let start = Instant::now();
         let (prompt, expanded, pictures) = self.tokens(request).map_err(Error::Request)?;
         let max_tokens = self.room(request, &expanded, &pictures).map_err(Error::Request)?;
-        let stream = TextStream::new(self.checkpoint.tokenizer.clone(), &request.sampling.stop, false);
         let (ids, places) = places(&expanded, &pictures);
         let limit = ids.len() + max_tokens;
         let asked = &request.sampling;
+        let tokenizer = self.checkpoint.tokenizer.clone();
+        let stream = TextStream::new(tokenizer, &asked.stop, asked.include_stop_str_in_output);
         let mut sequence = Sequence::new(0, ids, places, limit, request.cache_salt.as_deref().unwrap_or(""));
         sequence.reports = asked.prompt_logprobs.is_some();
         let reported = if sequence.reports { expanded.ids.len() } else { 0 };
@@ -88,7 +89,7 @@ impl Shared {
             sequence,
             pictures,
             sampler: self.sampler(asked).map_err(Error::Request)?,
-            stream: stream.map_err(Error::Request)?,
+            stream: stream.map_err(Error::Request)?.after(asked.min_tokens),
             max_tokens,
             dtype: self.checkpoint.dtype,
             output: Output {
@@ -96,13 +97,8 @@ impl Shared {
                 image_tokens,
                 prompt_token_ids: expanded.ids,
                 cached_tokens: 0,
-                text: String::new(),
-                token_ids: Vec::new(),
-                logprobs: Vec::new(),
-                top_logprobs: Vec::new(),
                 prompt_logprobs: vec![None; reported],
-                finish_reason: FinishReason::Length,
-                logits_hash: String::new(),
+                outputs: (0..asked.n).map(Completion::new).collect(),
                 timings: Timings { load_ms: self.load_ms, prepare_ms: milliseconds(start), ..Timings::default() },
             },
             start,

@@ -11,9 +11,15 @@ use anyhow::{Result, ensure};
 use crate::ops::{MAX_TOP_LOGPROBS, SamplingRow};
 use crate::text::StopMatcher;
 
+/// Most answers to one request, which is also the OpenAI interface's limit.
+pub const MAX_N: usize = 128;
+
 /// How an answer is sampled and when it ends. The defaults are those of the OpenAI interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
+    /// Answers to the request, drawn independently of each other; 1 to [`MAX_N`]. They share its pictures and, where
+    /// prefixes are cached, what is computed of its prompt.
+    pub n: usize,
     /// 0 takes the most likely token; otherwise scores are divided by it. In `0 ..= 2`.
     pub temperature: f64,
     /// Keep the most likely tokens that reach this probability together. In `(0, 1]`; 1 keeps all.
@@ -28,14 +34,18 @@ pub struct Sampling {
     pub presence_penalty: f64,
     /// Subtract for every occurrence in the answer. In `-2 ..= 2`.
     pub frequency_penalty: f64,
-    /// The same seed gives the same answer; without one, every call draws anew.
+    /// The same seed gives the same answer; without one, every call draws anew. Of several answers, the one of index `i` is
+    /// that of a request for one with the seed `seed + i`, as in vLLM.
     pub seed: Option<u64>,
     /// Longest answer in tokens; without one, as long as the context allows.
     pub max_tokens: Option<usize>,
-    /// Before so many tokens, the tokens that would end the answer are never chosen. A stop string may still end it.
+    /// Before so many tokens, the tokens that would end the answer are never chosen, and a stop string that is complete
+    /// by then does not end it.
     pub min_tokens: usize,
     /// The answer ends before the first of these. See [`StopMatcher`](crate::text::StopMatcher::new) for their limits.
     pub stop: Vec<String>,
+    /// The answer ends behind the stop string instead of before it.
+    pub include_stop_str_in_output: bool,
     /// The answer ends at the first of these tokens, and holds it.
     pub stop_token_ids: Vec<u32>,
     /// Do not end at the model's end-of-sequence tokens.
@@ -57,6 +67,7 @@ pub struct Sampling {
 impl Default for Sampling {
     fn default() -> Sampling {
         Sampling {
+            n: 1,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
@@ -68,6 +79,7 @@ impl Default for Sampling {
             max_tokens: None,
             min_tokens: 0,
             stop: Vec::new(),
+            include_stop_str_in_output: false,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             logit_bias: BTreeMap::new(),
@@ -90,6 +102,12 @@ impl Sampling {
             Ok(())
         };
         within("temperature", self.temperature, 0.0, 2.0)?;
+        ensure!((1..=MAX_N).contains(&self.n), "n is {}; it must lie in 1 to {MAX_N}", self.n);
+        ensure!(
+            self.n == 1 || self.temperature > 0.0,
+            "n is {} and temperature 0, which gives the same answer every time; ask for one, or raise the temperature",
+            self.n
+        );
         within("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
         // A penalty much below this would overflow the scores.
@@ -154,6 +172,9 @@ mod tests {
             (Sampling { temperature: f64::NAN, ..base() }, "temperature is NaN; it must lie in 0 to 2"),
             (Sampling { temperature: 1e39, ..base() }, "temperature is 1e39"),
             (Sampling { temperature: -0.1, ..base() }, "temperature is -0.1"),
+            (Sampling { n: 0, ..base() }, "n is 0; it must lie in 1 to 128"),
+            (Sampling { n: 129, ..base() }, "n is 129; it must lie in 1 to 128"),
+            (Sampling { n: 2, temperature: 0.0, ..base() }, "n is 2 and temperature 0"),
             (Sampling { top_p: 0.0, ..base() }, "top_p is 0"),
             (Sampling { top_p: 1.1, ..base() }, "top_p is 1.1"),
             (Sampling { min_p: 2.0, ..base() }, "min_p is 2.0; it must lie in 0 to 1"),

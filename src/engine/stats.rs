@@ -6,7 +6,8 @@ use super::blocks::BlockCounts;
 use super::encoder_cache::CacheCounts;
 use super::scheduler::SchedulerCounts;
 
-/// A look at the engine between two steps. Counters count from its start.
+/// A look at the engine between two steps. Counters count from its start. A request for several answers counts as so many
+/// from its first token on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Requests that run.

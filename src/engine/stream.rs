@@ -7,7 +7,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::output::{Event, Output};
-use crate::{DeviceLost, Error, Result};
+use crate::{DeviceLost, EngineEnded, Error, Result};
 
 /// Events of one request, of which [`Event::Done`] or [`Event::Failed`] is the last. Dropping it cancels the request.
 ///
@@ -71,6 +71,21 @@ impl Stream {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Wait for the whole answer, in any async runtime.
+    ///
+    /// # Errors
+    /// That of [`Event::Failed`].
+    pub async fn complete(&mut self) -> Result<Output> {
+        while let Some(event) = Stream::next(self).await {
+            match event {
+                Event::Piece(_) => {}
+                Event::Done(output) => return Ok(*output),
+                Event::Failed(error) => return Err(error),
+            }
+        }
+        Err(self.lost.or_gone())
+    }
+
     /// Wait for the whole answer, blocking the thread.
     ///
     /// # Errors
@@ -109,7 +124,7 @@ impl Stream {
 
 /// The engine's thread is not there any more.
 pub(super) fn gone() -> Error {
-    Error::Device(anyhow::Error::msg("the engine has ended; what it could not finish must be asked of another one"))
+    Error::Device(anyhow::Error::new(EngineEnded))
 }
 
 /// Blocks the thread until there is an event; not for use inside an async runtime.

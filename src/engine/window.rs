@@ -2,16 +2,17 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// So many places, and somebody who waits until one is free.
-pub(super) struct Window {
+/// So many places, and somebody who waits until one is free. For whoever asks more than may be under way.
+pub struct Window {
     free: Mutex<usize>,
     left: Condvar,
 }
 
 /// A place in a [`Window`], free again when this is dropped.
-pub(super) struct Ticket(Arc<Window>);
+pub struct Ticket(Arc<Window>);
 
 impl Window {
+    /// With so many places.
     pub fn new(places: usize) -> Arc<Window> {
         Arc::new(Window { free: Mutex::new(places), left: Condvar::new() })
     }

@@ -195,7 +195,7 @@ impl<B: Backend> Worker<B> {
         for id in &step.admitted {
             let cached = self.scheduler.sequence(*id).filter(|s| s.preemptions == 0).map(Sequence::cached);
             if let (Some(cached), Some(job)) = (cached, self.jobs.get_mut(id)) {
-                job.output.cached_tokens = cached;
+                job.set_cached(cached);
             }
         }
     }
@@ -290,7 +290,8 @@ impl<B: Backend> Worker<B> {
             let (Some(token), Some(job)) = (sampled.token, self.jobs.get_mut(&id)) else { continue };
             self.stats.generation_tokens += 1;
             self.scheduler.push(id, token as i32);
-            match job.push(token, sampled) {
+            let (ended, others) = (job.push(token, sampled), job.take_others());
+            match ended {
                 Ok(None) => {}
                 Ok(Some(reason)) => {
                     self.scheduler.finish(id);
@@ -304,6 +305,7 @@ impl<B: Backend> Worker<B> {
                     self.fail(id, |_| Error::Model(error));
                 }
             }
+            others.into_iter().for_each(|other| self.take(Box::new(other)));
         }
     }
 

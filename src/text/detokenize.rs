@@ -20,6 +20,7 @@ use super::tokenizer::Tokenizer;
 pub const MAX_HELD: usize = 32;
 
 /// Turns a stream of ids into a stream of text; the pieces joined are the text of the ids decoded at once.
+#[derive(Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,

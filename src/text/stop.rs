@@ -17,6 +17,7 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1024;
 
 /// Finds stop strings in text that arrives in pieces.
+#[derive(Clone)]
 pub struct StopMatcher {
     stops: Vec<Automaton>,
     /// Whether the stop string itself is part of the answer.
@@ -27,6 +28,7 @@ pub struct StopMatcher {
 }
 
 /// One string; `matched` bytes of it end the text so far.
+#[derive(Clone)]
 struct Automaton {
     bytes: Vec<u8>,
     /// For each prefix, the length of its longest proper border.
@@ -94,8 +96,26 @@ impl StopMatcher {
                 return self.take(keep, true);
             }
         }
+        self.release()
+    }
+
+    /// All that no stop string can begin in any more.
+    fn release(&mut self) -> String {
         let hold = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         self.take(self.held.len() - hold, false)
+    }
+
+    /// Takes text that no stop string ends: one that is complete in it does not count, one that only begins in it does.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        for byte in text.bytes() {
+            for stop in &mut self.stops {
+                if stop.push(byte) {
+                    stop.matched = stop.border[stop.matched - 1];
+                }
+            }
+        }
+        self.release()
     }
 
     /// The text held back, once no more follows.
@@ -120,9 +140,13 @@ impl StopMatcher {
 }
 
 /// Ids to text, up to a stop string: what a client sees of one answer.
+#[derive(Clone)]
 pub struct TextStream {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
+    /// Ids so far, and the last of them whose text no stop string ends.
+    seen: usize,
+    early: usize,
 }
 
 impl TextStream {
@@ -132,7 +156,12 @@ impl TextStream {
     /// Those of [`StopMatcher::new`].
     pub fn new<S: AsRef<str>>(tokenizer: Arc<Tokenizer>, stops: &[S], include_stop: bool) -> Result<TextStream> {
         let matcher = StopMatcher::new(stops, include_stop)?;
-        Ok(TextStream { detokenizer: Detokenizer::new(tokenizer, true), matcher })
+        Ok(TextStream { detokenizer: Detokenizer::new(tokenizer, true), matcher, seen: 0, early: 0 })
+    }
+
+    /// The same, but a stop string counts only if it is complete after more than `min_tokens` ids.
+    pub fn after(self, min_tokens: usize) -> TextStream {
+        TextStream { early: min_tokens, ..self }
     }
 
     /// Takes the next id and returns the text that may now be shown, if any.
@@ -144,7 +173,8 @@ impl TextStream {
             return Ok(None);
         }
         let settled = self.detokenizer.push(id)?;
-        Ok(Some(self.matcher.push(&settled)).filter(|text| !text.is_empty()))
+        self.seen += 1;
+        Ok(Some(self.match_in(&settled)).filter(|text| !text.is_empty()))
     }
 
     /// The rest of the text, when no more ids follow. What was held back may itself complete a stop string: ask
@@ -157,9 +187,13 @@ impl TextStream {
             return Ok(String::new());
         }
         let settled = self.detokenizer.finish()?;
-        let mut text = self.matcher.push(&settled);
+        let mut text = self.match_in(&settled);
         text.push_str(&self.matcher.finish());
         Ok(text)
+    }
+
+    fn match_in(&mut self, text: &str) -> String {
+        if self.seen > self.early { self.matcher.push(text) } else { self.matcher.pass(text) }
     }
 
     /// The index of the stop string that ended the text.

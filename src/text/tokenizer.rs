@@ -215,6 +215,17 @@ impl Tokenizer {
         self.literal.id_to_token(id)
     }
 
+    /// What one token adds to a text, and its bytes. A token that stands for a byte gives that byte, which alone may be no
+    /// text.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::decode`].
+    pub fn token_text(&self, id: u32) -> Result<(String, Vec<u8>)> {
+        let text = self.decode_after(&[id])?;
+        let bytes = self.byte(id).map_or_else(|| text.as_bytes().to_vec(), |byte| vec![byte]);
+        Ok((text, bytes))
+    }
+
     /// The id of a token, added or not.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.literal.token_to_id(token)

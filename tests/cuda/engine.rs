@@ -113,7 +113,7 @@ impl Suite {
     }
 
     fn hold(&self, i: usize, output: &Output, how: &str) {
-        let expected = &self.expected[i];
+        let (expected, output) = (&self.expected[i], &output.outputs[0]);
         let what = format!("{} request {i}, {how}: {:?}", self.folder.display(), output.text);
         assert!(output.token_ids.starts_with(expected), "{what}: {:?}, not {expected:?}", output.token_ids);
         let whole = self.requests[i].sampling.ignore_eos || output.token_ids.len() == expected.len();
@@ -310,7 +310,7 @@ struct Bits {
 }
 
 fn bits(output: &Output) -> Bits {
-    let reported = output.prompt_logprobs.iter().flatten();
+    let (reported, output) = (output.prompt_logprobs.iter().flatten(), &output.outputs[0]);
     Bits {
         tokens: output.token_ids.clone(),
         logprobs: output.logprobs.iter().map(|l| l.to_bits()).collect(),

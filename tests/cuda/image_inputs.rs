@@ -56,5 +56,6 @@ fn answer(engine: &Engine, input: ImageInput) -> (Vec<u32>, String) {
         ..Request::default()
     };
     let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
-    (output.token_ids, output.logits_hash)
+    let [answer] = output.outputs.try_into().unwrap();
+    (answer.token_ids, answer.logits_hash)
 }

@@ -222,7 +222,7 @@ fn ask(engine: &Engine, file: &str, question: &str) -> (String, String) {
         ..Request::default()
     };
     let output = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
-    (output.text, output.logits_hash)
+    (output.outputs[0].text.clone(), output.outputs[0].logits_hash.clone())
 }
 
 #[test]

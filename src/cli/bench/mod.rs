@@ -93,7 +93,7 @@ const TIMES: [(&str, &str, Time); 5] = [
     ("prepare_ms", "pictures and tokens ready", |o| o.timings.prepare_ms),
     ("prefill_ms", "then to the first token", |o| o.timings.prefill_ms),
     ("ttft_ms", "first token", |o| o.timings.ttft_ms),
-    ("tpot_ms", "every token after it", |o| o.timings.decode_ms / (o.token_ids.len() as f64 - 1.0).max(1.0)),
+    ("tpot_ms", "every token after it", |o| o.timings.decode_ms / (o.outputs[0].token_ids.len() as f64 - 1.0).max(1.0)),
     ("e2el_ms", "the whole answer", |o| o.timings.ttft_ms + o.timings.decode_ms),
 ];
 
@@ -137,7 +137,7 @@ fn headline(engine: &Engine, o: &Output) -> String {
         engine.hardware(),
         o.prompt_token_ids.len(),
         o.image_tokens.iter().sum::<usize>(),
-        o.token_ids.len(),
+        o.outputs[0].token_ids.len(),
     )
 }
 
@@ -154,7 +154,7 @@ fn report(bench: &str, engine: &Engine, o: &Output) -> Map<String, Value> {
         ("dtype", json!(engine.dtype().name())),
         ("prompt_tokens", json!(o.prompt_token_ids.len())),
         ("image_tokens", json!(o.image_tokens)),
-        ("output_tokens", json!(o.token_ids.len())),
+        ("output_tokens", json!(o.outputs[0].token_ids.len())),
         ("load_ms", json!(o.timings.load_ms)),
         ("upload", json!(engine.upload().map(|u| json!({ "bytes": u.bytes, "ms": u.ms, "gb_per_s": u.gb_per_s() })))),
     ];

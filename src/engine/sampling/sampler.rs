@@ -89,6 +89,11 @@ impl Sampler {
         Ok(())
     }
 
+    /// That of the request's answer of index `index`: it draws from another seed.
+    pub(in crate::engine) fn nth(&self, index: usize) -> Sampler {
+        Sampler { seed: self.seed.wrapping_add(index as u64), ..self.clone() }
+    }
+
     /// The request's own settings.
     pub fn sampling(&self) -> &Sampling {
         &self.sampling
@@ -128,6 +133,12 @@ impl Sampler {
     /// Whether `token` ends the answer.
     pub fn ends(&self, token: u32) -> bool {
         self.ends.contains(&token)
+    }
+
+    /// Whether `token` ends the answer because the request says so, and is not the model's own end.
+    pub(in crate::engine) fn stops(&self, token: u32) -> bool {
+        let (asked, own) = self.ends.split_at(self.sampling.stop_token_ids.len());
+        asked.contains(&token) && !own.contains(&token)
     }
 
     fn only_listed(&self) -> bool {

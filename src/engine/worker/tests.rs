@@ -176,7 +176,8 @@ fn four(engine: &Engine) -> Vec<Stream> {
 #[test]
 fn a_step_that_fails_takes_its_own_requests_and_no_others() {
     let whole = engine(usize::MAX, Fault::Launch, false);
-    let expected: Vec<_> = four(&whole).iter_mut().map(|s| s.output().unwrap().logits_hash).collect();
+    let expected: Vec<_> =
+        four(&whole).iter_mut().map(|s| s.output().unwrap().outputs[0].logits_hash.clone()).collect();
     for (fault, said) in [(Fault::Launch, "the launch failed"), (Fault::Wait, "the copy failed")] {
         for (at, ahead) in (1..=12).flat_map(|at| [(at, false), (at, true)]) {
             let engine = engine(at, fault, ahead);
@@ -187,7 +188,7 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
             assert!((1..=most).contains(&failed), "{said} at {at}: two run at once, and {failed} failed");
             for (output, expected) in outputs.iter().zip(&expected) {
                 match output {
-                    Ok(output) => assert_eq!(output.logits_hash, *expected),
+                    Ok(output) => assert_eq!(output.outputs[0].logits_hash, *expected),
                     Err(error) => {
                         assert!(matches!(error, Error::Device(_)) && error.device_lost().is_none(), "{error}");
                         assert_eq!(error.to_string(), said);
@@ -195,7 +196,7 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
                 }
             }
             let again = engine.answer(&request("a"), |_| ControlFlow::Continue(())).unwrap();
-            assert_eq!(again.logits_hash, expected[0], "{said} at {at}");
+            assert_eq!(again.outputs[0].logits_hash, expected[0], "{said} at {at}");
             // They are published after the last event.
             let stats = loop {
                 let stats = engine.stats();
@@ -206,6 +207,20 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
             };
             assert_eq!((stats.failed, stats.running, stats.blocks.used), (failed as u64, 0, 0));
         }
+    }
+}
+
+#[test]
+fn a_request_for_several_answers_fails_once() {
+    for (at, ahead) in [1, 3, 5, 8].into_iter().flat_map(|at| [(at, false), (at, true)]) {
+        let engine = engine(at, Fault::Launch, ahead);
+        let mut several = request("the moon");
+        (several.sampling.n, several.sampling.temperature) = (5, 1.0);
+        let events: Vec<_> = engine.submit(several).collect();
+        let failed = events.iter().filter(|event| matches!(event, Event::Failed(_))).count();
+        assert!(failed == 1 && matches!(events.last(), Some(Event::Failed(_))), "{events:?}");
+        let again = engine.answer(&request("a"), |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!((again.outputs.len(), engine.stats().waiting), (1, 0));
     }
 }
 
@@ -336,7 +351,7 @@ fn what_the_host_does_for_a_step_of_256_sequences() {
         };
         let mut streams: Vec<_> = (0..SEQS).map(|i| engine.submit(ask(i))).collect();
         begin.send(()).unwrap();
-        streams.iter_mut().for_each(|s| assert_eq!(s.output().unwrap().token_ids, [65; TOKENS]));
+        streams.iter_mut().for_each(|s| assert_eq!(s.output().unwrap().outputs[0].token_ids, [65; TOKENS]));
         let stats = engine.stats();
         let us = |ms: f64| 1e3 * ms / stats.steps as f64;
         let (schedule, enqueue, deliver) = (us(stats.schedule_ms), us(stats.enqueue_ms), us(stats.deliver_ms));
@@ -345,5 +360,34 @@ fn what_the_host_does_for_a_step_of_256_sequences() {
             stats.steps,
             stats.generation_tokens as f64 / stats.steps as f64,
         );
+    }
+}
+
+/// Nothing is written of the requests that a lost device took along, and the next run asks them.
+#[cfg(feature = "server")]
+#[test]
+fn a_batch_that_loses_the_device_goes_on_with_another() {
+    use crate::server::batch::{self, BatchOptions};
+    use crate::server::media::MediaOptions;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+    let line = |i: usize| {
+        format!(
+            "{{\"custom_id\":\"{i}\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{{\"max_tokens\":4,\
+             \"ignore_eos\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}}]}}}}\n"
+        )
+    };
+    fs::write(&input, (0..20).map(line).collect::<String>()).unwrap();
+    let options = BatchOptions { served_model_names: vec![], media: MediaOptions::default() };
+    for (fault, ahead) in [Fault::Lost, Fault::Panic].into_iter().flat_map(|fault| [(fault, false), (fault, true)]) {
+        fs::write(&output, "").unwrap();
+        let lost = batch::run(&engine(16, fault, ahead), &input, &output, &options, |_| ()).unwrap_err();
+        assert!(lost.downcast_ref::<Error>().is_some_and(Error::is_final), "{lost:#}");
+        let before = fs::read_to_string(&output).unwrap();
+        assert!((1..20).contains(&before.lines().count()) && !before.contains("\"status_code\":500"), "{before}");
+        let rest = batch::run(&engine(usize::MAX, fault, ahead), &input, &output, &options, |_| ()).unwrap();
+        assert_eq!((rest.answered + rest.kept, rest.failed), (20, 0));
+        assert_eq!(rest.kept as usize, before.lines().count());
     }
 }

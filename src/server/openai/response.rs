@@ -1,0 +1,115 @@
+//! An answer as a `chat.completion`.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::Report;
+use crate::engine::{Completion, FinishReason, Output, Sampled, StopReason};
+use crate::text::Tokenizer;
+
+/// Lowest log-probability that is reported: JSON has no infinity.
+const FLOOR: f32 = -9999.0;
+
+/// The object that `/v1/chat/completions` answers with; `id` is its own, `model` the name that was asked for.
+///
+/// # Errors
+/// If the tokenizer cannot show a token.
+pub fn chat_completion(
+    id: &str,
+    model: &str,
+    tokenizer: &Tokenizer,
+    report: Report,
+    output: &Output,
+) -> anyhow::Result<Value> {
+    let choice = |completion| choice(tokenizer, report, completion);
+    let choices = output.outputs.iter().map(choice).collect::<anyhow::Result<Vec<_>>>()?;
+    let prompt_logprobs = if report.prompt_logprobs {
+        let tokens = output.prompt_logprobs.iter().map(|token| prompt_logprob(tokenizer, token.as_ref()));
+        tokens.collect::<anyhow::Result<Vec<_>>>()?.into()
+    } else {
+        Value::Null
+    };
+    Ok(json!({
+        "id": id,
+        "object": "chat.completion",
+        "created": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        "model": model,
+        "choices": choices,
+        "service_tier": null,
+        "system_fingerprint": concat!("ocelli-", env!("CARGO_PKG_VERSION")),
+        "usage": usage(output),
+        "prompt_logprobs": prompt_logprobs,
+        "prompt_token_ids": report.token_ids.then_some(&output.prompt_token_ids),
+    }))
+}
+
+/// Tokens read and written. Those of pictures count as they were expanded.
+fn usage(output: &Output) -> Value {
+    let prompt = output.prompt_token_ids.len();
+    let completion: usize = output.outputs.iter().map(|o| o.token_ids.len()).sum();
+    json!({
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": {
+            "cached_tokens": output.cached_tokens,
+            "multimodal_tokens": { "image": output.image_tokens.iter().sum::<usize>() },
+        },
+    })
+}
+
+fn choice(tokenizer: &Tokenizer, report: Report, completion: &Completion) -> anyhow::Result<Value> {
+    Ok(json!({
+        "index": completion.index,
+        "message": { "role": "assistant", "content": completion.text, "refusal": null },
+        "logprobs": if report.logprobs { logprobs(tokenizer, completion)? } else { Value::Null },
+        "finish_reason": match completion.finish_reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "abort",
+        },
+        "stop_reason": match &completion.stop_reason {
+            Some(StopReason::Token(id)) => json!(id),
+            Some(StopReason::Text(text)) => json!(text),
+            None => Value::Null,
+        },
+        "token_ids": report.token_ids.then_some(&completion.token_ids),
+    }))
+}
+
+fn logprobs(tokenizer: &Tokenizer, completion: &Completion) -> anyhow::Result<Value> {
+    let tokens = completion.token_ids.iter().zip(&completion.logprobs).zip(&completion.top_logprobs);
+    let content = tokens.map(|((&id, &logprob), top)| {
+        let mut entry = logprob_of(tokenizer, id, logprob)?;
+        let top = top.iter().map(|&(id, l)| logprob_of(tokenizer, id, l)).collect::<anyhow::Result<Vec<_>>>()?;
+        entry["top_logprobs"] = top.into();
+        Ok(entry)
+    });
+    Ok(json!({ "content": content.collect::<anyhow::Result<Vec<_>>>()? }))
+}
+
+fn logprob_of(tokenizer: &Tokenizer, id: u32, logprob: f32) -> anyhow::Result<Value> {
+    let (token, bytes) = tokenizer.token_text(id)?;
+    Ok(json!({ "token": token, "logprob": logprob.max(FLOOR), "bytes": bytes }))
+}
+
+/// A token of the prompt among its alternatives, by its id, as vLLM reports it. The rank is known of the most likely ones.
+fn prompt_logprob(tokenizer: &Tokenizer, sampled: Option<&Sampled>) -> anyhow::Result<Value> {
+    let Some(Sampled { token: Some(own), logprob, top }) = sampled else { return Ok(Value::Null) };
+    let ranked = top.iter().enumerate().map(|(i, &(id, l))| (id, l, Some(i + 1)));
+    let own = (!top.iter().any(|(id, _)| id == own)).then_some((*own, *logprob, None));
+    let mut entry = serde_json::Map::new();
+    for (id, logprob, rank) in own.into_iter().chain(ranked) {
+        let (text, _) = tokenizer.token_text(id)?;
+        entry.insert(id.to_string(), json!({ "logprob": logprob.max(FLOOR), "rank": rank, "decoded_token": text }));
+    }
+    Ok(entry.into())
+}
+
+/// `prefix` and 32 random digits.
+pub fn unique_id(prefix: &str) -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{prefix}{:016x}{:016x}", random(), random())
+}
