@@ -38,10 +38,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Answer one prompt, streamed; a chat when no prompt is given
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Answer a file of requests into a file of answers; start it again to go on after a kill
     #[cfg(feature = "server")]
-    Batch(batch::BatchArgs),
+    Batch(Box<batch::BatchArgs>),
     /// Measure what a user waits for
     #[command(subcommand)]
     Bench(bench::BenchCommand),
