@@ -126,7 +126,7 @@ fn load(
         upload,
         memory,
         load_ms: milliseconds(start),
-        stats: Mutex::new(Stats::default()),
+        stats: Mutex::new(Stats { blocks: scheduler.blocks(), ..Stats::default() }),
         lost: Lost::default(),
     };
     Ok((Arc::new(shared), runner, scheduler))

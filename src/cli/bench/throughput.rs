@@ -63,13 +63,15 @@ impl Pass {
 /// A number of a pass, by its name in the report and in words.
 type Figure = (&'static str, &'static str, fn(&Pass) -> f64);
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 9] = [
     ("elapsed_time", "seconds", |p| p.seconds),
     ("requests_per_second", "requests a second", |p| p.rate(|_| 1)),
     ("output_tokens_per_second", "tokens of answers a second", |p| p.rate(|o| o.outputs[0].token_ids.len())),
     ("tokens_per_second", "tokens a second", |p| p.rate(|o| o.prompt_token_ids.len() + o.outputs[0].token_ids.len())),
     ("step_ms", "milliseconds a step", |p| 1e3 * p.seconds / p.steps()),
     ("schedule_ms", "of them to plan it", |p| p.per_step(|s| s.schedule_ms)),
+    ("enqueue_ms", "to write and enqueue it", |p| p.per_step(|s| s.enqueue_ms)),
+    ("wait_ms", "to wait for the device", |p| p.per_step(|s| s.wait_ms)),
     ("deliver_ms", "and to hand out tokens", |p| p.per_step(|s| s.deliver_ms)),
 ];
 

@@ -210,6 +210,18 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
     }
 }
 
+/// The step that fails was enqueued before anyone knew that the answer had ended with the one before.
+#[test]
+fn a_step_for_nobody_that_fails_spoils_no_answer() {
+    let whole = engine(usize::MAX, Fault::Launch, false).submit(request("a")).output().unwrap();
+    let tokens = whole.token_ids;
+    let new = (1..tokens.len()).rev().find(|&i| !tokens[..i].contains(&tokens[i])).expect("a token that comes late");
+    let stop = Sampling { stop_token_ids: vec![tokens[new]], ..request("a").sampling };
+    let engine = engine(new + 2, Fault::Launch, true);
+    let output = engine.submit(Request { sampling: stop, ..request("a") }).output().unwrap();
+    assert_eq!(output.token_ids, tokens[..=new]);
+}
+
 #[test]
 fn a_request_for_several_answers_fails_once() {
     for (at, ahead) in [1, 3, 5, 8].into_iter().flat_map(|at| [(at, false), (at, true)]) {
