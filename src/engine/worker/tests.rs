@@ -214,12 +214,12 @@ fn a_step_that_fails_takes_its_own_requests_and_no_others() {
 #[test]
 fn a_step_for_nobody_that_fails_spoils_no_answer() {
     let whole = engine(usize::MAX, Fault::Launch, false).submit(request("a")).output().unwrap();
-    let tokens = whole.token_ids;
+    let tokens = &whole.outputs[0].token_ids;
     let new = (1..tokens.len()).rev().find(|&i| !tokens[..i].contains(&tokens[i])).expect("a token that comes late");
     let stop = Sampling { stop_token_ids: vec![tokens[new]], ..request("a").sampling };
     let engine = engine(new + 2, Fault::Launch, true);
     let output = engine.submit(Request { sampling: stop, ..request("a") }).output().unwrap();
-    assert_eq!(output.token_ids, tokens[..=new]);
+    assert_eq!(output.outputs[0].token_ids, tokens[..=new]);
 }
 
 #[test]
