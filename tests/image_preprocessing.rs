@@ -7,7 +7,7 @@ mod image_fixtures;
 use std::time::{Duration, Instant};
 
 use image_fixtures::{crc32, manifest};
-use ocelli::image::{ClipProcessor, Filter, Rgb, Size, resize};
+use ocelli::image::{Anyres, ClipProcessor, Filter, Hd, Rgb, Size, resize};
 use proptest::prelude::*;
 
 fn crc32_f32(values: &[f32]) -> u32 {
@@ -187,5 +187,64 @@ proptest! {
         // One colour stays one colour, whatever the weights.
         let out = resize(&Rgb::filled(w, h, [255, 0, 77]).unwrap(), width, height, filter).unwrap();
         prop_assert!(out.data().chunks(3).all(|px| px == [255, 0, 77]));
+    }
+}
+
+const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// Tiles of 336 pixels through a table of 3 x 256 floats: `[tiles, 3, 336, 336]`.
+fn pixel_values(tiles: &[u8], table: &[f32]) -> Vec<f32> {
+    let tiles = tiles.chunks_exact(336 * 336 * 3);
+    let value = |tile: &[u8], c: usize, i: usize| table[256 * c + usize::from(tile[3 * i + c])];
+    let planes = tiles.flat_map(|tile| (0..3).map(move |c| (tile, c)));
+    planes.flat_map(|(tile, c)| (0..336 * 336).map(move |i| value(tile, c, i))).collect()
+}
+
+/// `LlavaNextImageProcessor` of transformers 5.17 on its PIL backend, Pillow 11.3, by checksums.
+#[test]
+fn the_tiles_of_llava_next_are_hugging_faces_to_the_bit() {
+    let pinpoints = vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)];
+    let anyres = Anyres { pinpoints, tile: 336, resample: Filter::Bicubic };
+    let table = llava().table();
+    for (width, height, expected) in
+        [(640, 480, 0x9b0e_f99c), (480, 640, 0x4aa3_eb90), (300, 300, 0x3030_da96), (800, 200, 0xe8aa_4719)]
+    {
+        let tiles = anyres.apply(&pattern(width, height)).unwrap();
+        assert_eq!(crc32_f32(&pixel_values(&tiles, &table)), expected, "{width}x{height}");
+    }
+}
+
+/// Microsoft's processor of Phi-3-vision (16 crops) and Phi-3.5-vision (4), by checksums of its tiles and by values of its
+/// view of everything, which torch interpolates in another order of additions.
+#[test]
+fn the_tiles_of_phi_3_vision_are_the_originals_to_the_bit() {
+    let cases = [
+        (
+            4,
+            [
+                (640, 480, 0xe623_2702_u32, 0.35842893_f32),
+                (480, 640, 0xc11f_625e, 0.6608706),
+                (1000, 200, 0x68ec_f76a, 1.0749912),
+            ],
+        ),
+        (
+            16,
+            [
+                (640, 480, 0x508f_e55f, 1.1115726),
+                (480, 640, 0x4ce9_55a7, 1.7071935),
+                (1000, 200, 0x314d_981f, 0.8695432),
+            ],
+        ),
+    ];
+    for (num_crops, pictures) in cases {
+        let hd = Hd { num_crops, tile: 336, mean: MEAN, std: STD };
+        for (width, height, tiles, overview) in pictures {
+            let canvas = hd.canvas(&pattern(width, height)).unwrap();
+            let what = format!("{width}x{height} with {num_crops} crops");
+            assert_eq!(crc32_f32(&pixel_values(&hd.tiles(&canvas), &hd.table())), tiles, "{what}");
+            let value = hd.overview(&canvas)[336 * 336 + 100 * 336 + 200];
+            assert!((value - overview).abs() <= 2e-6, "{what}: {value} instead of {overview}");
+        }
     }
 }

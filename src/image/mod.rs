@@ -4,6 +4,7 @@
 //! bytes -> decode (limits, orientation, alpha) -> Rgb -> ClipProcessor::apply (resize, crop) -> table lookup on the device
 //! ```
 
+pub mod anyres;
 mod bmp;
 mod bytes;
 pub mod clip;
@@ -11,6 +12,7 @@ mod convert;
 pub mod decode;
 mod error;
 mod gif;
+pub mod hd;
 mod jpeg;
 mod limits;
 mod orient;
@@ -24,9 +26,11 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 
+pub use anyres::{Anyres, View};
 pub use clip::{ClipProcessor, Crop, Size, Tile};
 pub use decode::{Alpha, decode};
 pub use error::DecodeError;
+pub use hd::{Hd, HdShape};
 pub use limits::Limits;
 pub use resize::{Axis, Canvas, Cut, Filter, Window, resize};
 
