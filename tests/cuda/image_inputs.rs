@@ -27,6 +27,8 @@ fn every_way_to_give_a_picture_gives_the_same_bits() {
                 dtype: Some(dtype),
                 prefix_caching: false,
                 encoder_caching: false,
+                // There are two engines at once.
+                num_kv_blocks: Some(256),
                 ..Options::default()
             };
             let whole = Engine::open(Path::new(dir), &options, |_, _| ()).unwrap();
