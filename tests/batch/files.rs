@@ -47,7 +47,7 @@ fn base64(bytes: &[u8]) -> String {
 fn direct(engine: &Engine, text: &str, images: &[&str], tokens: usize) -> Output {
     let request = Request {
         prompt: Prompt::Chat(vec![Message::with_images(Role::User, images.len(), text)]),
-        images: images.iter().map(|name| ImageInput::Path(picture(name).into())).collect(),
+        images: images.iter().map(|name| ImageInput::Path(picture(name))).collect(),
         sampling: Sampling {
             temperature: 0.8,
             seed: Some(5),
