@@ -121,13 +121,25 @@ impl Suite {
     }
 
     /// All requests at once, in this order.
-    fn ask(&self, engine: &Engine, order: impl Iterator<Item = usize>, how: &str) {
+    fn ask(&self, engine: &Engine, order: impl Iterator<Item = usize>, how: &str) -> Vec<Output> {
         let order: Vec<_> = order.collect();
         let requests: Vec<_> = order.iter().map(|&i| self.requests[i].clone()).collect();
-        for (output, i) in engine.generate(&requests).iter().zip(order) {
-            self.hold(i, output.as_ref().unwrap(), how);
-        }
+        let outputs: Vec<_> = engine.generate(&requests).into_iter().map(Result::unwrap).collect();
+        outputs.iter().zip(order).for_each(|(output, i)| self.hold(i, output, how));
+        outputs
     }
+}
+
+/// How many of some answers have the bits of the same requests' answers alone, and the largest difference between
+/// log-probabilities of tokens that both have.
+fn against(alone: &[Output], outputs: &[Output]) -> (usize, f32) {
+    let pairs = || alone.iter().zip(outputs).map(|(a, b)| (&a.outputs[0], &b.outputs[0]));
+    let same = pairs().filter(|(a, b)| a.logprobs == b.logprobs && a.logits_hash == b.logits_hash).count();
+    let both = pairs().flat_map(|(a, b)| {
+        let shared = a.token_ids.iter().zip(&b.token_ids).take_while(|(a, b)| a == b).count();
+        a.logprobs[..shared].iter().zip(&b.logprobs[..shared])
+    });
+    (same, both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
 }
 
 /// The state of an engine that has nothing to do: what it counted, and nothing held.
@@ -149,14 +161,19 @@ fn tokens_do_not_depend_on_the_batch_nor_on_the_row() {
         return;
     }
     for (suite, dtype) in suites() {
+        let one = suite.open(Options { max_num_seqs: Some(1), ..plain(dtype) });
+        let alone = suite.ask(&one, 0..16, "alone");
+        drop(one);
         for (size, ahead) in [1, 2, 3, 7, 8, 16].into_iter().flat_map(|size| AHEAD.map(|ahead| (size, ahead))) {
             let engine = suite.open(Options { max_num_seqs: Some(size), async_scheduling: ahead, ..plain(dtype) });
-            suite.ask(&engine, 0..size, &format!("{size} at once, {ahead:?}"));
+            let outputs = suite.ask(&engine, 0..size, &format!("{size} at once, {ahead:?}"));
+            let (same, most) = against(&alone, &outputs);
             suite.ask(&engine, (0..16).rev().take(size), &format!("{size} in reverse, {ahead:?}"));
             let stats = settled(&engine);
             let us = |ms: f64| 1e3 * ms / stats.steps as f64;
             println!(
-                "{} {}, {size} at once, ahead {ahead:?}: {} steps of schedule {:.0}, enqueue {:.0}, wait {:.0}, deliver {:.0} us",
+                "{} {}, {size} at once, ahead {ahead:?}: {same} of {size} with the bits of alone, log-probabilities off by at \
+                 most {most:.2e}; {} steps of schedule {:.0}, enqueue {:.0}, wait {:.0}, deliver {:.0} us",
                 engine.model_name(),
                 engine.dtype(),
                 stats.steps,
