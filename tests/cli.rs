@@ -448,3 +448,15 @@ fn the_throughput_bench_asks_everything_at_once() {
     assert!((median("output_tokens_per_second") / median("requests_per_second") - 4.0).abs() < 1e-6, "{report}");
     assert!(report["times"]["ttft_ms"]["min"].as_f64().unwrap() > 0.0);
 }
+
+/// What stands on stderr is for people; whether there are any changes nothing.
+#[test]
+fn nobody_need_read_stderr() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let run = ["run", "tests/goldens/llava-tiny-mha", "-p", "a", "--max-tokens", "3", "--ignore-eos", "--json"];
+    let output = command().args(run).stdin(Stdio::null()).stderr(writer).output().unwrap();
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["outputs"][0]["token_ids"].as_array().unwrap().len(), 3);
+}

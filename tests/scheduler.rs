@@ -218,8 +218,14 @@ impl Walk {
     }
 
     fn step(&mut self, end: u64, seen: &mut Seen) {
+        let reading = |scheduler: &Scheduler, id| scheduler.sequence(id).map_or(0, |s| s.reading().len());
+        let readers: Vec<_> = self.live.keys().map(|&id| (id, reading(&self.scheduler, id))).collect();
         let step = self.scheduler.schedule();
         self.scheduler.check().unwrap();
+        // Or it would stay one when the step that was to encode the picture fails.
+        for (id, before) in readers.into_iter().filter(|(id, _)| step.rows.iter().all(|row| row.id != *id)) {
+            assert!(reading(&self.scheduler, id) <= before, "{id} reads a picture in a step without a row of it");
+        }
         self.hold(&step, seen);
         self.hold_in_flight(&step);
         seen.put_off += usize::from(step.rows.is_empty() && !self.scheduler.is_idle());

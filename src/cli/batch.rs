@@ -1,7 +1,6 @@
 //! `ocelli batch`: a file of requests to a file of answers.
 
 use std::env;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::{EngineArgs, ModelArgs, progress, run};
+use super::{EngineArgs, ModelArgs, progress, run, tell};
 use crate::engine::Device;
 use crate::server::batch::{self, BatchOptions, Progress};
 use crate::server::media::{Media, MediaOptions};
@@ -98,7 +97,7 @@ pub(super) fn run(args: &BatchArgs) -> Result<()> {
     });
     bar.finish_and_clear();
     let done = done?;
-    writeln!(io::stderr(), "[{}]", summary(&done, start.elapsed()))?;
+    tell(format_args!("[{}]", summary(&done, start.elapsed())));
     let failed = done.failed + done.kept_failed;
     ensure!(failed == 0, "{failed} of {} lines have an error in {}", done.lines(), args.output.display());
     Ok(())

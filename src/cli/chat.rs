@@ -66,7 +66,7 @@ impl Conversation {
         match stream(engine, &request) {
             Ok(output) => {
                 self.waiting = 0;
-                closing_line(engine, &output)?;
+                closing_line(engine, &output);
                 self.messages.push(Message::text(Role::Assistant, &output.outputs[0].text));
             }
             Err(error) if error.downcast_ref::<crate::Error>().is_some() => {

@@ -9,7 +9,7 @@ use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
 use super::image_args::PictureArgs;
-use super::{EngineArgs, ModelArgs, chat, human_bytes, progress};
+use super::{EngineArgs, ModelArgs, chat, human_bytes, progress, tell};
 use crate::engine::{
     Completion, Device, Engine, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling,
     StopReason,
@@ -158,7 +158,8 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
         return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
     }
     let output = if request.sampling.n > 1 { print_all(&engine, &request)? } else { stream(&engine, &request)? };
-    closing_line(&engine, &output)
+    closing_line(&engine, &output);
+    Ok(())
 }
 
 /// Load the model with a bar, and say what there is to say about it.
@@ -170,22 +171,21 @@ pub(super) fn load(model: &ModelArgs, options: Options) -> Result<Engine> {
     })?;
     bar.finish_and_clear();
     for warning in engine.warnings() {
-        writeln!(io::stderr(), "warning: {warning}")?;
+        tell(format_args!("warning: {warning}"));
     }
     if let Some(upload) = engine.upload().filter(|_| engine.backend_name() != "cpu") {
         let gb = upload.bytes as f64 / 1e9;
-        writeln!(io::stderr(), "[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s())?;
+        tell(format_args!("[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s()));
     }
     let m = engine.memory();
-    writeln!(
-        io::stderr(),
+    tell(format_args!(
         "[cache of {} blocks, {} tokens, {}; steps of up to {} sequences and {} tokens]",
         m.kv_blocks,
         m.kv_tokens,
         human_bytes(m.kv_bytes),
         m.max_num_seqs,
         m.max_num_batched_tokens
-    )?;
+    ));
     Ok(engine)
 }
 
@@ -219,10 +219,9 @@ fn print_all(engine: &Engine, request: &Request) -> Result<Output> {
 }
 
 /// Tokens, speed, and the hash of the (first answer's) last logits: a change in the numbers shows even where the text is the same.
-pub(super) fn closing_line(engine: &Engine, output: &Output) -> Result<()> {
+pub(super) fn closing_line(engine: &Engine, output: &Output) {
     let t = &output.timings;
-    writeln!(
-        io::stderr(),
+    tell(format_args!(
         "[{} {}: {} prompt tokens ({} of pictures), {} tokens in {:.2} s, {:.1} tokens/s, first after {:.0} ms, logits {}]",
         engine.backend_name(),
         engine.dtype(),
@@ -233,8 +232,7 @@ pub(super) fn closing_line(engine: &Engine, output: &Output) -> Result<()> {
         t.tokens_per_s,
         t.ttft_ms,
         output.outputs[0].logits_hash
-    )?;
-    Ok(())
+    ));
 }
 
 fn completion(o: &Completion) -> Value {

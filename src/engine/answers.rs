@@ -66,7 +66,7 @@ impl Answers {
 
     /// One of them has a token more.
     pub fn push(&self, piece: Piece) {
-        self.with(|open| {
+        let open = self.with(|open| {
             if open.first.is_none() {
                 open.first = Some(Instant::now());
                 let timings = &mut open.output.timings;
@@ -74,8 +74,10 @@ impl Answers {
                 timings.prefill_ms = timings.ttft_ms - timings.prepare_ms;
             }
         });
-        // A receiver that went away is noticed before the next step.
-        let _ = self.events.send(Event::Piece(piece));
+        if open.is_some() {
+            // A receiver that went away is noticed before the next step.
+            let _ = self.events.send(Event::Piece(piece));
+        }
     }
 
     /// One of them has ended. With the last, the request has.

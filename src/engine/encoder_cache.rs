@@ -44,6 +44,11 @@ impl PictureKey {
         PictureKey::of(kind, &[rows.dtype().name().as_bytes(), shape.as_flattened(), rows.bytes()])
     }
 
+    /// The same for requests of a salt alone.
+    pub(super) fn salted(self, salt: &str) -> PictureKey {
+        PictureKey::of(b"salted", &[&self.0, salt.as_bytes()])
+    }
+
     /// The length of every part stands before it, so that no two lists of parts look alike.
     fn of(kind: &[u8], parts: &[&[u8]]) -> PictureKey {
         let mut hash = blake3::Hasher::new();
@@ -233,6 +238,9 @@ mod tests {
             rows(Content::Features, [3, 2], DType::F16),
             rows(Content::Features, [3, 2], DType::Bf16),
         ];
+        let salted = ["", "a", "b"].map(|salt| keys[0].salted(salt));
+        assert_eq!(HashSet::from(salted).len(), 3);
+        assert!(salted.iter().all(|key| !keys.contains(key)));
         let different: HashSet<_> = keys.into_iter().collect();
         assert_eq!(different.len(), keys.len());
         assert_eq!(rgb(4, 2), keys[0]);

@@ -9,6 +9,15 @@ use crate::config::{LlavaConfig, ProcessorKwargs};
 use crate::mem::DType;
 use crate::models::ImageInputType;
 
+/// Most sequences that may run at once.
+const MAX_NUM_SEQS: usize = 4096;
+/// Most tokens of a step.
+const MAX_NUM_BATCHED_TOKENS: usize = 1 << 20;
+/// Most blocks of the cache: their tokens are counted in 32 bits.
+const MAX_KV_BLOCKS: usize = 1 << 26;
+/// Most pictures of a prompt.
+const MAX_IMAGES: usize = 64;
+
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -85,13 +94,20 @@ impl Options {
             (1..=positions).contains(&asked),
             "max_model_len is {asked}; the model has {positions} positions, so it must lie in 1 to {positions}"
         );
-        for (what, flag, value) in [
-            ("max_num_seqs", "--max-num-seqs", self.max_num_seqs),
-            ("max_num_batched_tokens", "--max-num-batched-tokens", self.max_num_batched_tokens),
-            ("num_kv_blocks", "--num-gpu-blocks-override", self.num_kv_blocks),
+        for (what, flag, value, most) in [
+            ("max_num_seqs", "--max-num-seqs", self.max_num_seqs, MAX_NUM_SEQS),
+            ("max_num_batched_tokens", "--max-num-batched-tokens", self.max_num_batched_tokens, MAX_NUM_BATCHED_TOKENS),
+            ("num_kv_blocks", "--num-gpu-blocks-override", self.num_kv_blocks, MAX_KV_BLOCKS),
         ] {
-            ensure!(value != Some(0), "{what} is 0; it must be 1 at least ({flag})");
+            if let Some(value) = value {
+                ensure!((1..=most).contains(&value), "{what} is {value}; it must be from 1 to {most} ({flag})");
+            }
         }
+        ensure!(
+            self.max_images <= MAX_IMAGES,
+            "max_images is {}; it must be {MAX_IMAGES} at most (--limit-mm-per-prompt)",
+            self.max_images
+        );
         let share = self.gpu_memory_utilization;
         ensure!(
             share > 0.0 && share <= 1.0,

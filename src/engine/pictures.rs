@@ -30,11 +30,12 @@ impl Shared {
              (--limit-mm-per-prompt image={most})"
         );
         let processing = self.processing(request)?;
+        let salted = |key: PictureKey| request.cache_salt.as_deref().map_or(key, |salt| key.salted(salt));
         let mut pictures = Vec::with_capacity(count);
         for input in &request.images {
             let number = pictures.len() + 1;
             let some = self.input(input, &processing).with_context(|| format!("picture {number}"))?;
-            pictures.extend(some);
+            pictures.extend(some.into_iter().map(|(tiles, key)| (tiles, salted(key))));
         }
         Ok(pictures)
     }

@@ -28,7 +28,7 @@ pub struct Request {
     pub mm_processor_kwargs: ProcessorKwargs,
     /// How the answer is sampled and when it ends.
     pub sampling: Sampling,
-    /// Requests share what they leave in the prefix cache with those of the same salt alone. Nobody can find out by the
+    /// Requests share what they leave in the caches with those of the same salt alone. Nobody can find out by the
     /// clock what others with another one have asked.
     pub cache_salt: Option<String>,
 }

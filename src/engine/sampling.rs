@@ -8,11 +8,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
+use crate::models::MAX_TOKEN_BIASES;
 use crate::ops::{MAX_TOP_LOGPROBS, SamplingRow};
 use crate::text::StopMatcher;
 
 /// Most answers to one request, which is also the OpenAI interface's limit.
 pub const MAX_N: usize = 128;
+
+/// Longest bad word, in bytes.
+const MAX_WORD_BYTES: usize = 1024;
 
 /// How an answer is sampled and when it ends. The defaults are those of the OpenAI interface.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,6 +125,14 @@ impl Sampling {
             let asked = asked.unwrap_or(0);
             ensure!(asked <= MAX_TOP_LOGPROBS, "{name} is {asked}; at most {MAX_TOP_LOGPROBS} can be reported");
         }
+        for (name, count) in [
+            ("logit_bias", self.logit_bias.len()),
+            ("allowed_token_ids", self.allowed_token_ids.as_ref().map_or(0, Vec::len)),
+            ("stop_token_ids", self.stop_token_ids.len()),
+            ("bad_words", self.bad_words.len()),
+        ] {
+            ensure!(count <= MAX_TOKEN_BIASES, "{name} has {count} entries; at most {MAX_TOKEN_BIASES} can be given");
+        }
         for (token, bias) in &self.logit_bias {
             ensure!(!bias.is_nan(), "logit_bias of token {token} is NaN; it must lie in -100 to 100");
         }
@@ -130,6 +142,8 @@ impl Sampling {
         );
         for (i, word) in self.bad_words.iter().enumerate() {
             ensure!(!word.trim().is_empty(), "bad_words[{i}] is {word:?}; a word has at least one character");
+            let bytes = word.len();
+            ensure!(bytes <= MAX_WORD_BYTES, "bad_words[{i}] has {bytes} bytes; the limit is {MAX_WORD_BYTES}");
         }
         StopMatcher::new(&self.stop, false)?;
         Ok(())

@@ -333,6 +333,10 @@ impl Scheduler {
         // A row is there for the last token; each before it takes one.
         let most = if sequence.reporting() { budget.reports + 1 } else { usize::MAX };
         let mut end = start + sequence.left().min(budget.tokens).min(most);
+        if end == start {
+            // Nor does it become a reader: if the step fails, it is not one of those that go.
+            return;
+        }
         while let Some(place) = sequence.places.get(sequence.reading).filter(|p| p.start < end) {
             let pages = place.len.div_ceil(self.limits.page_rows);
             let known = !self.pictures.pages(place.key).is_empty();

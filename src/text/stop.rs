@@ -30,22 +30,22 @@ pub struct StopMatcher {
 /// One string; `matched` bytes of it end the text so far.
 #[derive(Clone)]
 struct Automaton {
-    bytes: Vec<u8>,
+    bytes: Arc<[u8]>,
     /// For each prefix, the length of its longest proper border.
-    border: Vec<usize>,
+    border: Arc<[usize]>,
     matched: usize,
 }
 
 impl Automaton {
     fn new(stop: &str) -> Automaton {
-        let bytes = stop.as_bytes().to_vec();
+        let bytes = stop.as_bytes();
         let mut border = vec![0; bytes.len()];
         let mut matched = 0;
         for (end, &byte) in bytes.iter().enumerate().skip(1) {
-            matched = advance(&bytes, &border, matched, byte);
+            matched = advance(bytes, &border, matched, byte);
             border[end] = matched;
         }
-        Automaton { bytes, border, matched: 0 }
+        Automaton { bytes: bytes.into(), border: border.into(), matched: 0 }
     }
 
     /// Takes one byte of text; true when it completes the string.

@@ -79,10 +79,11 @@ impl Staging {
     /// Room for a copy that is enqueued next. Waits if the device has yet to make the copies that were there before.
     fn room(&mut self, bytes: usize) -> Result<&mut [u8]> {
         if self.used + bytes > SLOT_BYTES {
+            let next = (self.turn + 1) % SLOTS;
             self.slots[self.turn].1.record()?;
-            self.turn = (self.turn + 1) % SLOTS;
-            self.used = 0;
-            self.slots[self.turn].1.wait()?;
+            // Before anything is changed: if it fails, the memory is still the device's.
+            self.slots[next].1.wait()?;
+            (self.turn, self.used) = (next, 0);
         }
         let start = self.used;
         self.used = (start + bytes).next_multiple_of(ALIGN);
@@ -106,7 +107,10 @@ impl Landings {
         if let Some(i) = free.iter().position(|landing| landing.memory.bytes >= bytes) {
             return Ok(free.swap_remove(i));
         }
-        Ok(Landing { memory: Pinned::new(gate, bytes.max(LANDING_BYTES))?, landed: Event::untimed(gate)? })
+        Ok(Landing {
+            memory: Pinned::new(gate, bytes.next_power_of_two().max(LANDING_BYTES))?,
+            landed: Event::untimed(gate)?,
+        })
     }
 
     fn give(&self, landing: Landing) {

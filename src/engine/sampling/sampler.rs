@@ -1,5 +1,7 @@
 //! A request's sampling against one model: its words and ids made into lists of tokens, and the record of every step.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 
 use super::Sampling;
@@ -12,8 +14,14 @@ use crate::ops::{ONLY_LISTED, SamplingRow, TokenBias};
 /// shorter than `min_tokens`; a word of several tokens is looked for in the answer so far: see [`Sampler::looks_back`].
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    sampling: Sampling,
+    rules: Arc<Rules>,
     seed: u64,
+}
+
+/// What the answers of a request have in common.
+#[derive(Debug)]
+struct Rules {
+    sampling: Sampling,
     /// What holds at every step, in ascending order of tokens.
     list: Vec<TokenBias>,
     /// Tokens that end the answer.
@@ -58,17 +66,70 @@ impl Sampler {
         }
         let (single, several): (Vec<_>, Vec<_>) = words.into_iter().partition(|word| word.len() == 1);
         let seed = sampling.seed.unwrap_or(seed);
-        let list = listed(sampling);
-        let mut sampler = Sampler { sampling: sampling.clone(), seed, list, ends, early, words: several };
-        let mut list = sampler.list.clone();
-        single.iter().for_each(|word| sampler.forbid(&mut list, word[0]));
-        sampler.list = list;
-        sampler.check_lists(vocab)?;
-        Ok(sampler)
+        let mut list = listed(sampling);
+        let only_listed = sampling.allowed_token_ids.is_some();
+        single.iter().for_each(|word| forbid(&mut list, word[0], only_listed));
+        let rules = Rules { sampling: sampling.clone(), list, ends, early, words: several };
+        rules.check(vocab)?;
+        Ok(Sampler { rules: Arc::new(rules), seed })
     }
 
+    /// That of the request's answer of index `index`: it draws from another seed.
+    pub(in crate::engine) fn nth(&self, index: usize) -> Sampler {
+        Sampler { rules: self.rules.clone(), seed: self.seed.wrapping_add(index as u64) }
+    }
+
+    /// The request's own settings.
+    pub fn sampling(&self) -> &Sampling {
+        &self.rules.sampling
+    }
+
+    /// Whether the record of a step depends on which tokens came before, not only on how many.
+    pub fn looks_back(&self) -> bool {
+        !self.rules.words.is_empty()
+    }
+
+    /// The record and, in `list`, the tokens for the step after `generated`, the answer so far and nothing of the
+    /// prompt, and `ahead` tokens of it that nobody knows yet: none if the sampler [looks back](Sampler::looks_back).
+    /// `state` is the row of counts.
+    pub fn row(&self, generated: &[u32], ahead: usize, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
+        let (rules, length) = (&*self.rules, generated.len() + ahead);
+        list.clear();
+        list.extend_from_slice(&rules.list);
+        if length < rules.sampling.min_tokens {
+            rules.early.iter().for_each(|&id| rules.forbid(list, id));
+        }
+        for (last, before) in rules.words.iter().filter_map(|word| word.split_last()) {
+            if generated.ends_with(before) {
+                rules.forbid(list, *last);
+            }
+        }
+        let flags = if rules.only_listed() { ONLY_LISTED } else { 0 };
+        SamplingRow { flags, ..rules.sampling.row(self.seed, length as u32, state) }
+    }
+
+    /// The record of the last row of a step that ends before the prompt does: report `next`, the id that follows.
+    /// `None` if the request does not ask for its prompt, or the place is a picture's.
+    pub fn prompt_row(&self, next: i32) -> Option<SamplingRow> {
+        let (n, next) = (self.rules.sampling.prompt_logprobs?, u32::try_from(next).ok()?);
+        Some(SamplingRow::report(next, n as u32))
+    }
+
+    /// Whether `token` ends the answer.
+    pub fn ends(&self, token: u32) -> bool {
+        self.rules.ends.contains(&token)
+    }
+
+    /// Whether `token` ends the answer because the request says so, and is not the model's own end.
+    pub(in crate::engine) fn stops(&self, token: u32) -> bool {
+        let (asked, own) = self.rules.ends.split_at(self.rules.sampling.stop_token_ids.len());
+        asked.contains(&token) && !own.contains(&token)
+    }
+}
+
+impl Rules {
     /// Refuse lists that are too long, or leave nothing, when everything is forbidden that ever can be at once.
-    fn check_lists(&self, vocab: usize) -> Result<()> {
+    fn check(&self, vocab: usize) -> Result<()> {
         let mut list = self.list.clone();
         if self.sampling.min_tokens > 0 {
             self.early.iter().for_each(|&id| self.forbid(&mut list, id));
@@ -89,69 +150,21 @@ impl Sampler {
         Ok(())
     }
 
-    /// That of the request's answer of index `index`: it draws from another seed.
-    pub(in crate::engine) fn nth(&self, index: usize) -> Sampler {
-        Sampler { seed: self.seed.wrapping_add(index as u64), ..self.clone() }
-    }
-
-    /// The request's own settings.
-    pub fn sampling(&self) -> &Sampling {
-        &self.sampling
-    }
-
-    /// Whether the record of a step depends on which tokens came before, not only on how many.
-    pub fn looks_back(&self) -> bool {
-        !self.words.is_empty()
-    }
-
-    /// The record and, in `list`, the tokens for the step after `generated`, the answer so far and nothing of the
-    /// prompt, and `ahead` tokens of it that nobody knows yet: none if the sampler [looks back](Sampler::looks_back).
-    /// `state` is the row of counts.
-    pub fn row(&self, generated: &[u32], ahead: usize, state: usize, list: &mut Vec<TokenBias>) -> SamplingRow {
-        let length = generated.len() + ahead;
-        list.clear();
-        list.extend_from_slice(&self.list);
-        if length < self.sampling.min_tokens {
-            self.early.iter().for_each(|&id| self.forbid(list, id));
-        }
-        for (last, before) in self.words.iter().filter_map(|word| word.split_last()) {
-            if generated.ends_with(before) {
-                self.forbid(list, *last);
-            }
-        }
-        let flags = if self.only_listed() { ONLY_LISTED } else { 0 };
-        SamplingRow { flags, ..self.sampling.row(self.seed, length as u32, state) }
-    }
-
-    /// The record of the last row of a step that ends before the prompt does: report `next`, the id that follows.
-    /// `None` if the request does not ask for its prompt, or the place is a picture's.
-    pub fn prompt_row(&self, next: i32) -> Option<SamplingRow> {
-        let (n, next) = (self.sampling.prompt_logprobs?, u32::try_from(next).ok()?);
-        Some(SamplingRow::report(next, n as u32))
-    }
-
-    /// Whether `token` ends the answer.
-    pub fn ends(&self, token: u32) -> bool {
-        self.ends.contains(&token)
-    }
-
-    /// Whether `token` ends the answer because the request says so, and is not the model's own end.
-    pub(in crate::engine) fn stops(&self, token: u32) -> bool {
-        let (asked, own) = self.ends.split_at(self.sampling.stop_token_ids.len());
-        asked.contains(&token) && !own.contains(&token)
-    }
-
     fn only_listed(&self) -> bool {
         self.sampling.allowed_token_ids.is_some()
     }
 
     fn forbid(&self, list: &mut Vec<TokenBias>, token: u32) {
-        match list.binary_search_by_key(&token, |entry| entry.token) {
-            Ok(at) => list[at].bias = f32::NEG_INFINITY,
-            // Where only listed tokens may be chosen, it is forbidden already.
-            Err(_) if self.only_listed() => {}
-            Err(at) => list.insert(at, TokenBias { token, bias: f32::NEG_INFINITY }),
-        }
+        forbid(list, token, self.only_listed());
+    }
+}
+
+fn forbid(list: &mut Vec<TokenBias>, token: u32, only_listed: bool) {
+    match list.binary_search_by_key(&token, |entry| entry.token) {
+        Ok(at) => list[at].bias = f32::NEG_INFINITY,
+        // Where only listed tokens may be chosen, it is forbidden already.
+        Err(_) if only_listed => {}
+        Err(at) => list.insert(at, TokenBias { token, bias: f32::NEG_INFINITY }),
     }
 }
 

@@ -12,6 +12,8 @@ use crate::server::openai::{ApiError, clipped, unique_id};
 const URL: &str = "/v1/chat/completions";
 /// Longest `custom_id`, in bytes.
 const MAX_CUSTOM_ID: usize = 512;
+/// Most values of a line, which take some 100 bytes each when they are read.
+const MAX_VALUES: usize = 100_000;
 /// How every line of the output begins; the number of the input's line follows.
 pub(super) const BEGINNING: &str = "{\"id\":\"batch_req_";
 
@@ -56,6 +58,22 @@ struct Envelope {
     body: Option<Box<RawValue>>,
 }
 
+/// Values of a line of JSON, or a few more: each but the first of its list or object stands behind a comma, and that one
+/// behind a bracket. Read, every one of them takes many times the bytes that it takes in the line.
+fn values(line: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for &byte in line {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' | b'{' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
 impl Asked {
     /// What a line asks, but for the body.
     pub fn parse(number: u64, bytes: u64, text: &[u8]) -> Result<Asked, Fault> {
@@ -65,6 +83,11 @@ impl Asked {
         };
         if !text.starts_with(b"{") {
             return Err(no_json("it does not begin with a brace".into()));
+        }
+        let values = values(text);
+        if values > MAX_VALUES {
+            let message = format!("line {number} has {values} values; at most {MAX_VALUES} are read");
+            return Err(Fault { number, error: ApiError::refused("line_too_long", message) });
         }
         let envelope: Envelope = serde_json::from_slice(text).map_err(|error| no_json(error.to_string()))?;
         let no_id = |code, what: String| {
@@ -169,6 +192,13 @@ mod tests {
         assert_eq!(value["response"]["body"]["error"], error);
         assert_eq!((&value["id"], &value["response"]["status_code"]), (&json!("batch_req_7"), &json!(400)));
         (value["custom_id"].as_str().map(Into::into), error["message"].as_str().unwrap().into(), error["param"].clone())
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        assert_eq!(values(br#"{"a":"b,[{\"","c":[1,2,{}]}"#), 7);
+        let many = format!("{{\"custom_id\":[{}0]}}", "0,".repeat(MAX_VALUES));
+        assert!(fault(&many).1.contains("values; at most 100000 are read"));
     }
 
     #[test]

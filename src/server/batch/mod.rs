@@ -14,13 +14,14 @@ mod record;
 
 use std::fs::File;
 use std::io::BufReader;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::value::RawValue;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -162,6 +163,11 @@ pub fn check(input: &Path, output: &Path) -> Result<File> {
     let same = output.canonicalize().is_ok_and(|out| input.canonicalize().is_ok_and(|input| input == out));
     ensure!(!same, "{} is the input; its answers go into another file", output.display());
     ensure!(!output.is_dir(), "{} is a directory; name a file for the answers", output.display());
+    for (path, what) in [(input, "requests"), (output, "answers")] {
+        // What was read of a pipe is gone, and a batch is taken up again by reading both.
+        let is_file = path.metadata().is_ok_and(|m| m.is_file());
+        ensure!(is_file || !path.exists(), "{} is no file; the {what} of a batch stand in a file", path.display());
+    }
     Ok(file)
 }
 
@@ -229,7 +235,14 @@ impl Run<'_> {
             }
             let Asked { who, body } = asked;
             let bytes = who.bytes;
-            match body.and_then(|body| self.ask(&body)) {
+            // A defect that one line finds must not take a loader from all others.
+            let asked = body.and_then(|body| {
+                let asked = catch_unwind(AssertUnwindSafe(|| self.ask(&body)));
+                asked.unwrap_or_else(|_| {
+                    Err(ApiError::from(&crate::Error::Model(anyhow!("reading the request failed"))))
+                })
+            });
+            match asked {
                 Ok((stream, model, report)) => {
                     let (engine, results) = (self.engine.clone(), results.clone());
                     handle.spawn(async move {

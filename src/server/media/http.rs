@@ -111,9 +111,10 @@ fn follow(from: &Uri, location: Option<&str>, status: StatusCode) -> Result<Uri,
     let location = location.ok_or_else(broken)?;
     let (scheme, authority) = (from.scheme_str().unwrap_or_default(), from.authority().map_or("", |a| a.as_str()));
     let absolute = match location {
-        _ if location.contains("://") => location.to_owned(),
+        _ if has_scheme(location) => location.to_owned(),
         _ if location.starts_with("//") => format!("{scheme}:{location}"),
         _ if location.starts_with('/') => format!("{scheme}://{authority}{location}"),
+        _ if location.starts_with('?') => format!("{scheme}://{authority}{}{location}", from.path()),
         _ => {
             let folder = from.path().rsplit_once('/').map_or("", |(folder, _)| folder);
             format!("{scheme}://{authority}{folder}/{location}")
@@ -124,6 +125,12 @@ fn follow(from: &Uri, location: Option<&str>, status: StatusCode) -> Result<Uri,
         return Err(MediaError::not_allowed("the URL leads from https: to http:"));
     }
     Ok(to)
+}
+
+/// Whether a place is a whole URL. One inside a path or a query does not make it one.
+fn has_scheme(location: &str) -> bool {
+    let scheme = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    location.split_once("://").is_some_and(|(before, _)| scheme(before))
 }
 
 /// The body, never more of it than allowed.
@@ -214,6 +221,9 @@ mod tests {
             ("//b.test/c", Some("https://b.test/c")),
             ("/c", Some("https://a.test:444/c")),
             ("c?d=e", Some("https://a.test:444/x/c?d=e")),
+            ("?d=e", Some("https://a.test:444/x/y?d=e")),
+            ("/im/https://b.test/c", Some("https://a.test:444/im/https://b.test/c")),
+            ("c?next=http://b.test/", Some("https://a.test:444/x/c?next=http://b.test/")),
             ("http://a.test/", None),
             ("file:///etc/passwd", None),
             ("ht tp://b", None),

@@ -29,7 +29,7 @@ use crate::image::Limits;
 pub struct MediaOptions {
     /// Hosts of `http:` and `https:` URLs, exactly; without any, all.
     pub allowed_media_domains: Vec<String>,
-    /// Whether hosts may have addresses of this machine or its networks.
+    /// Whether hosts may have private, local and reserved addresses.
     pub allow_private_addresses: bool,
     /// The directory of `file:` URLs; without one, there are none.
     pub allowed_local_media_path: Option<PathBuf>,
