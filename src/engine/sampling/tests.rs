@@ -137,13 +137,10 @@ fn lists_that_cannot_be_are_refused_by_name_and_number() {
     let vocab = 4000;
     let many = |n: u32| Some((100..100 + n).collect::<Vec<u32>>());
     let bias = |n: u32| (100..100 + n).map(|id| (id, 1.0)).collect();
-    let many = vec![1; MAX_TOKEN_BIASES + 1];
+    let repeated = vec![1; MAX_TOKEN_BIASES + 1];
     let refused = [
-        (Sampling { stop_token_ids: many.clone(), ..Sampling::default() }, "stop_token_ids has 2049 entries"),
-        (
-            Sampling { allowed_token_ids: Some(many.clone()), ..Sampling::default() },
-            "allowed_token_ids has 2049 entries",
-        ),
+        (Sampling { stop_token_ids: repeated.clone(), ..Sampling::default() }, "stop_token_ids has 2049 entries"),
+        (Sampling { allowed_token_ids: Some(repeated), ..Sampling::default() }, "allowed_token_ids has 2049 entries"),
         (Sampling { bad_words: vec!["b".into(); 2049], ..Sampling::default() }, "bad_words has 2049 entries"),
         (Sampling { bad_words: vec!["b".repeat(1025)], ..Sampling::default() }, "bad_words[0] has 1025 bytes"),
         (Sampling { logit_bias: [(4000, 1.0)].into(), ..base() }, "logit_bias has token 4000; the vocabulary has 4000"),
