@@ -148,7 +148,7 @@ fn lists_that_cannot_be_are_refused_by_name_and_number() {
         (Sampling { stop_token_ids: vec![u32::MAX], ..base() }, "stop_token_ids has token 4294967295"),
         (Sampling { top_p: 2.0, ..base() }, "top_p is 2.0"),
         (
-            Sampling { allowed_token_ids: many(2049), ..base() },
+            Sampling { logit_bias: bias(2048), bad_words: vec!["ab".into()], ..base() },
             "allowed_token_ids, logit_bias, bad_words and, with min_tokens, the tokens that end an answer are 2049 tokens \
              together; at most 2048 can be listed",
         ),
