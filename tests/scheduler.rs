@@ -431,6 +431,48 @@ fn the_latest_arrival_gives_way_and_comes_back_first() {
     assert!(s.is_idle() && s.blocks().free == 3);
 }
 
+/// The older of two that wait for the same picture takes the whole step, and the other was found in the cache as far as the
+/// middle of it. Were it a reader already, it would stay one if that step failed, of rows that nobody computed.
+#[test]
+fn nobody_reads_a_picture_in_a_step_without_a_row_of_it() {
+    let limits = SchedulerLimits {
+        max_num_batched_tokens: 32,
+        max_num_seqs: 4,
+        pages: 1,
+        page_rows: 16,
+        encoder_caching: false,
+        ..wide()
+    };
+    let mut s = Scheduler::new(limits).unwrap();
+    let run = |s: &mut Scheduler| {
+        let step = s.schedule();
+        s.ran(&step);
+        step.rows.iter().filter(|r| r.samples).for_each(|r| s.push(r.id, 0));
+        step.rows.iter().map(|r| (r.id, r.ids.len())).collect::<Vec<_>>()
+    };
+    // 16 tokens of a picture from `before` on, among `len`.
+    let shows = |id, picture: u8, before: usize, [first, after]: [i32; 2], len: usize| {
+        let mut ids = vec![after; len];
+        ids[..before].fill(first);
+        ids[before..before + 16].fill(-1);
+        let place = Place { start: before, len: 16, tiles: 1, key: PictureKey([picture; 32]) };
+        Sequence::new(id, ids, vec![place], len + 9, "")
+    };
+    s.add(shows(1, b'p', 8, [7, 1], 32)).unwrap();
+    assert_eq!(run(&mut s), [(1, 32)]);
+    s.finish(1);
+    // Holds the only page until it has passed its picture.
+    s.add(shows(2, b'q', 24, [2, 2], 40)).unwrap();
+    assert_eq!(run(&mut s), [(2, 32)]);
+    s.add(shows(3, b'p', 8, [3, 3], 100)).unwrap();
+    // Block 0 of the first, which ends amid the picture.
+    s.add(shows(4, b'p', 8, [7, 4], 60)).unwrap();
+    assert_eq!(run(&mut s), [(2, 8), (3, 8)]);
+    assert_eq!(s.sequence(4).unwrap().cached(), 16);
+    assert_eq!(run(&mut s), [(2, 1), (3, 31)]);
+    assert!(s.sequence(4).unwrap().reading().is_empty());
+}
+
 #[test]
 fn what_fits_nowhere_is_refused_with_the_numbers_and_the_flags() {
     let mut s = Scheduler::new(SchedulerLimits { kv_blocks: 2, ..wide() }).unwrap();
