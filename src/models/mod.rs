@@ -10,11 +10,13 @@ mod llama;
 mod llava;
 mod load;
 mod picture;
+mod rows;
 
 pub use io::{Limits, MAX_TOKEN_BIASES, StepArea, StepIo, StepShape};
 pub use llava::clip_processor;
 pub use load::{Placement, Tensors, random_fills};
 pub use picture::{Picture, PictureArea};
+pub use rows::{ImageRow, RowMap};
 
 use std::str::FromStr;
 
