@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::clip::{Clip, epilogue};
+use super::clip::{Clip, TileInput, epilogue};
 use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement, Tensors};
@@ -25,6 +25,8 @@ struct Tower {
     clip: Clip,
     /// `[max_tiles * tokens of a tile]`: rows of the hidden states that are features.
     feature_index: Buf<i32>,
+    /// `0, 1, 2, ...` for every tile: each is bytes, at its own place.
+    source: Buf<i32>,
 }
 
 struct Projector {
@@ -44,6 +46,8 @@ struct Llava {
     llama: Llama,
     cache: Vec<PagedKv>,
     pixels: Buf<u8>,
+    /// Empty: no tile comes as values.
+    values: Buf<f32>,
     /// `[max_tiles * tokens of a tile, projector's input]`: features that callers bring.
     features: Buf<Act>,
     picture_area: PictureArea,
@@ -65,7 +69,8 @@ impl Tower {
         let clip = Clip::load(loader, &llava.vision, llava.vision_blocks(), clip_processor(preprocessor).table());
         let settings = llava.clone();
         let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
-        Tower { clip, feature_index }
+        let source = loader.table(tiles, move || (0..tiles as i32).collect());
+        Tower { clip, feature_index, source }
     }
 }
 
@@ -109,6 +114,7 @@ impl Llava {
         let image_rows = scratch.take((limits.max_tiles + limits.kept_tiles) * llava.image_tokens() * d);
         let pixel_tiles = if tower.is_some() { limits.max_tiles } else { 0 };
         let pixels = io.take(pixel_tiles * vision.image_size * vision.image_size * 3);
+        let values = io.take(0);
         let picture_area = PictureArea::new(&mut io, pixel_tiles > 0);
         let features = io.take(limits.max_tiles * rows * llava.projector_input());
         let step_io = StepArea::new(&mut io, limits, text.vocab_size);
@@ -121,6 +127,7 @@ impl Llava {
             llama,
             cache,
             pixels,
+            values,
             features,
             picture_area,
             image_rows,
@@ -168,13 +175,14 @@ impl Llava {
     }
 
     fn encode(&self, plan: &mut Plan, scratch: &mut Layout, tiles: usize) {
-        let Some(Tower { clip, feature_index }) = &self.tower else { return };
+        let Some(Tower { clip, feature_index, source }) = &self.tower else { return };
         let c = &self.config;
         let (v, layers) = (c.vision.hidden_size, &c.feature_layers);
         let (n, width) = (tiles * c.image_tokens(), layers.len() * v);
         let features = scratch.take(n * width);
+        let input = TileInput { pixels: self.pixels, values: self.values, source: *source };
         plan.scope("vision", |plan| {
-            clip.forward(plan, scratch, self.pixels, tiles, |p, blocks, x| {
+            clip.forward(plan, scratch, input, tiles, |p, blocks, x| {
                 for slot in (0..layers.len()).filter(|&slot| layers[slot] == blocks) {
                     p.push(Gather {
                         y: features,
