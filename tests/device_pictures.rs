@@ -48,8 +48,8 @@ fn it_does_not_matter_where_a_picture_is_resized() {
     for (host, device) in host.iter().zip(&device) {
         assert!(matches!((&host.content, &device.content), (Content::Pixels(_), Content::Picture(_))));
         assert_eq!(
-            (host.tiles, host.tokens, host.content.bytes()),
-            (device.tiles, device.tokens, device.content.bytes())
+            (host.tiles, host.tokens(), host.content.bytes()),
+            (device.tiles, device.tokens(), device.content.bytes())
         );
     }
     let expected = encoded(&host);

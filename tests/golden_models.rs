@@ -141,13 +141,20 @@ fn a_mixed_step_has_the_bits_of_its_parts() {
         // All but the last token of two prompts, and the first ten of the third.
         let cached = [prompts[0].len() - 1, prompts[1].len() - 1, 10];
         for (s, (prompt, &cached)) in prompts.iter().zip(&cached).enumerate() {
-            let step = SequenceStep { ids: &prompt[..cached], cached: 0, blocks: &blocks[s], sampling: GREEDY };
+            let step = SequenceStep {
+                ids: &prompt[..cached],
+                cached: 0,
+                first_angle: 0,
+                blocks: &blocks[s],
+                sampling: GREEDY,
+            };
             g.runner.step(&[step], LogitRows::Last, None).unwrap();
         }
         let mixed: Vec<_> = (0..3)
             .map(|s| SequenceStep {
                 ids: &prompts[s][cached[s]..],
                 cached: cached[s],
+                first_angle: 0,
                 blocks: &blocks[s],
                 sampling: GREEDY,
             })
@@ -174,7 +181,7 @@ fn a_mixed_step_has_the_bits_of_its_parts() {
 fn a_step_that_cannot_be_is_refused() {
     let mut g = open("llava-tiny-mha", None);
     let blocks = g.blocks();
-    let step = |ids, blocks| SequenceStep { ids, cached: 0, blocks, sampling: GREEDY };
+    let step = |ids, blocks| SequenceStep { ids, cached: 0, first_angle: 0, blocks, sampling: GREEDY };
     let cases: [(&[SequenceStep<'_>], &str); 3] = [
         (&[step(&[1, 2], &blocks[..1]), step(&[1], &blocks[1..2])], "sequence 1 is out of order"),
         (&[step(&[], &blocks[..1])], "sequence 0 is out of order"),
@@ -193,7 +200,7 @@ fn the_dummy_image_costs_the_most_tokens() {
         let g = open(folder, None);
         let model = g.runner.model();
         let tiles = model.prepare(&model.dummy_image().unwrap(), None).unwrap();
-        assert_eq!(tiles.tokens, model.max_image_tokens());
-        assert_eq!(tiles.tokens, g.checkpoint.llava().image_tokens());
+        assert_eq!(tiles.tokens(), model.max_image_tokens());
+        assert_eq!(tiles.tokens(), g.checkpoint.llava().image_tokens());
     }
 }

@@ -29,7 +29,7 @@ fn open() -> Runner<Cpu> {
 }
 
 fn prompt(ids: &[i32], sequence: usize) -> SequenceStep<'_> {
-    SequenceStep { ids, cached: 0, blocks: &BLOCKS[sequence], sampling: GREEDY }
+    SequenceStep { ids, cached: 0, first_angle: 0, blocks: &BLOCKS[sequence], sampling: GREEDY }
 }
 
 fn log_softmax(row: &[f32], token: i32) -> f64 {

@@ -65,6 +65,8 @@ struct Entry {
     pages: Vec<usize>,
     /// Sequences that are about to read its rows.
     readers: usize,
+    /// Whether its rows were never computed. It goes with its last reader, who reads nothing any more.
+    void: bool,
     /// Its place in [`EncoderCache::idle`], while it is there.
     age: u64,
 }
@@ -116,9 +118,12 @@ impl EncoderCache {
     }
 
     /// Become a reader of a picture whose rows take `pages` pages. `None`, and nothing changes, if other readers leave no
-    /// room for it.
+    /// room for it, or its own have to go first.
     pub fn acquire(&mut self, key: PictureKey, pages: usize) -> Option<Acquired> {
         if let Some(entry) = self.entries.get_mut(&key) {
+            if entry.void {
+                return None;
+            }
             if entry.readers == 0 {
                 self.idle.remove(&entry.age);
             }
@@ -135,7 +140,7 @@ impl EncoderCache {
             self.free.extend(self.entries.remove(&oldest)?.pages);
         }
         let pages = self.free.split_off(self.free.len() - pages);
-        self.entries.insert(key, Entry { pages, readers: 1, age: 0 });
+        self.entries.insert(key, Entry { pages, readers: 1, void: false, age: 0 });
         self.counts.misses += 1;
         Some(Acquired::Miss)
     }
@@ -147,7 +152,7 @@ impl EncoderCache {
         if entry.readers > 0 {
             return;
         }
-        if self.keep {
+        if self.keep && !entry.void {
             self.clock += 1;
             entry.age = self.clock;
             self.idle.insert(self.clock, key);
@@ -156,13 +161,16 @@ impl EncoderCache {
         }
     }
 
-    /// Forget a picture that nobody reads: its rows were never computed.
+    /// Forget a picture: its rows were never computed. If it has readers, they have ended, and it goes with the last.
     pub fn forget(&mut self, key: PictureKey) {
-        if self.entries.get(&key).is_some_and(|e| e.readers == 0)
-            && let Some(entry) = self.entries.remove(&key)
-        {
-            self.idle.remove(&entry.age);
-            self.free.extend(entry.pages);
+        match self.entries.get_mut(&key) {
+            Some(entry) if entry.readers > 0 => entry.void = true,
+            Some(entry) => {
+                self.idle.remove(&entry.age);
+                self.free.append(&mut entry.pages);
+                self.entries.remove(&key);
+            }
+            None => {}
         }
     }
 
@@ -289,5 +297,9 @@ mod tests {
         assert_eq!(cache.acquire(key(1), 1), Some(Acquired::Miss));
         cache.forget(key(1));
         assert_eq!(cache.pages(key(1)).len(), 1, "it has a reader");
+        assert_eq!(cache.acquire(key(1), 1), None, "nobody else becomes one");
+        cache.release(key(1));
+        assert_eq!((cache.free(), cache.acquire(key(1), 1)), (2, Some(Acquired::Miss)));
+        cache.check(&HashMap::from([(key(1), 1)])).unwrap();
     }
 }

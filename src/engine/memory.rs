@@ -55,8 +55,10 @@ impl Memory {
         self.max_tiles * tile_rows
     }
 
-    /// What the scheduler must keep to, for a model whose tiles have `tile_rows` rows.
-    pub(super) fn scheduler(&self, options: &Options, tile_rows: usize) -> SchedulerLimits {
+    /// What the scheduler must keep to.
+    pub(super) fn scheduler(&self, options: &Options, model: &dyn Vlm) -> SchedulerLimits {
+        let tile_rows = model.tile_rows();
+        let first_row = self.first_kept_row(tile_rows);
         SchedulerLimits {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
@@ -65,7 +67,9 @@ impl Memory {
             max_tiles: self.max_tiles,
             pages: self.kept_tiles,
             page_rows: tile_rows,
-            first_row: self.first_kept_row(tile_rows),
+            first_row,
+            constant_row: first_row + self.kept_tiles * tile_rows,
+            rope_switch: model.long_rope().map(|rope| rope.switch),
             prefix_caching: options.prefix_caching,
             encoder_caching: options.encoder_caching,
         }

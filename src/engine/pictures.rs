@@ -8,7 +8,7 @@ use super::image_input::read;
 use super::{ImageArray, ImageInput, Request, Shared};
 use crate::config::Preprocessor;
 use crate::image::{self, Alpha, Limits, Rgb};
-use crate::models::{Content, Tiles};
+use crate::models::{Content, RowMap, Tiles};
 
 /// A picture made ready for the model, and what it is.
 pub(super) type Picture = (Tiles, PictureKey);
@@ -83,7 +83,8 @@ impl Shared {
         let picture = |(i, rows)| {
             let content = tiles(rows);
             let key = PictureKey::of_rows(&content, shape, &array.picture(i));
-            (Tiles { content, tiles: shape[0].div_ceil(self.model.tile_rows()), tokens: shape[0] }, key)
+            let tiles = shape[0].div_ceil(self.model.tile_rows());
+            (Tiles { content, tiles, rows: RowMap::straight(shape[0]) }, key)
         };
         Ok(split.map(picture).collect())
     }

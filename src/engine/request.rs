@@ -83,7 +83,7 @@ impl Shared {
         let mut sequence = Sequence::new(0, ids, places, limit, request.cache_salt.as_deref().unwrap_or(""));
         sequence.reports = asked.prompt_logprobs.is_some();
         let reported = if sequence.reports { expanded.ids.len() } else { 0 };
-        let image_tokens = pictures.iter().map(|(t, _)| t.tokens).collect();
+        let image_tokens = pictures.iter().map(|(t, _)| t.tokens()).collect();
         let pictures = in_order(&expanded, pictures);
         Ok(Ready {
             sequence,
@@ -130,7 +130,7 @@ impl Shared {
             }
         };
         let pictures = self.pictures(request)?;
-        let counts: Vec<usize> = pictures.iter().map(|(t, _)| t.tokens).collect();
+        let counts: Vec<usize> = pictures.iter().map(|(t, _)| t.tokens()).collect();
         let expanded = text::expand(&pieces, &counts, image_token)?;
         ensure!(!expanded.ids.is_empty(), "the prompt has no tokens, and the tokenizer puts none in front");
         Ok((prompt, expanded, pictures))
@@ -154,7 +154,7 @@ impl Shared {
     fn room(&self, request: &Request, expanded: &text::Prompt, pictures: &[Picture]) -> Result<usize> {
         let (tokens, room) = (expanded.ids.len(), self.checkpoint.max_model_len);
         if tokens >= room {
-            let of_pictures: usize = pictures.iter().map(|(t, _)| t.tokens).sum();
+            let of_pictures: usize = pictures.iter().map(|(t, _)| t.tokens()).sum();
             bail!(
                 "the prompt has {tokens} tokens ({of_pictures} of pictures); with one of the answer, {room} fit (--max-model-len)"
             );
@@ -174,7 +174,7 @@ fn places(prompt: &text::Prompt, pictures: &[Picture]) -> (Vec<i32>, Vec<Place>)
     let place = |span: &text::ImageSpan| {
         ids[span.range()].fill(-1);
         let (tiles, key) = &pictures[span.image];
-        Place { start: span.start, len: span.len, tiles: tiles.tiles, key: *key }
+        Place { start: span.start, rows: tiles.rows.clone(), tiles: tiles.tiles, key: *key }
     };
     let places = prompt.images.iter().map(place).collect();
     (ids, places)
@@ -193,19 +193,21 @@ fn in_order(prompt: &text::Prompt, pictures: Vec<Picture>) -> Vec<Tiles> {
 mod tests {
     use super::*;
     use crate::engine::PictureKey;
-    use crate::models::Content;
+    use crate::models::{Content, RowMap};
     use crate::text::ImageSpan;
 
     #[test]
     fn pictures_stand_in_the_order_of_their_places() {
         let span = |image, start, len| ImageSpan { image, start, len };
-        let picture =
-            |n: u8, tokens| (Tiles { content: Content::Pixels(vec![n]), tiles: 1, tokens }, PictureKey([n; 32]));
+        let picture = |n: u8, tokens| {
+            let rows = RowMap::straight(tokens);
+            (Tiles { content: Content::Pixels(vec![n]), tiles: 1, rows }, PictureKey([n; 32]))
+        };
         let prompt = text::Prompt { ids: vec![1, 9, 9, 5, 9, 2], images: vec![span(1, 1, 2), span(0, 4, 1)] };
         let pictures = vec![picture(7, 1), picture(8, 2)];
         let (ids, places) = places(&prompt, &pictures);
         assert_eq!(ids, [1, -1, -1, 5, -1, 2]);
-        assert_eq!(places[0], Place { start: 1, len: 2, tiles: 1, key: PictureKey([8; 32]) });
-        assert_eq!(in_order(&prompt, pictures).iter().map(|t| t.tokens).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(places[0], Place { start: 1, rows: RowMap::straight(2), tiles: 1, key: PictureKey([8; 32]) });
+        assert_eq!(in_order(&prompt, pictures).iter().map(Tiles::tokens).collect::<Vec<_>>(), [2, 1]);
     }
 }

@@ -10,6 +10,10 @@
 //! step samples refers to it by its place among the sampled ones. A sequence that ends meanwhile keeps what it has until the
 //! last step that holds a row of it has run, and blocks are taken from nobody while a step is in flight: a step that would
 //! have to is put off until the outcome is known.
+//!
+//! Some models turn their positions by other angles once a sequence is longer than [`SchedulerLimits::rope_switch`]: by the
+//! long ones at all positions, also at those that were computed before. What the cache holds of a sequence that grows
+//! past it is of no use to it then. It gives its blocks back, keeps its place, and is computed from its start.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -19,6 +23,7 @@ use anyhow::{Result, ensure};
 use super::blocks::{BlockCounts, BlockPool};
 use super::encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
 use super::sequence::{Sequence, SequenceId};
+use crate::models::ImageRow;
 use crate::ops::{KV_BLOCK, sampled_id};
 
 /// What a step and the caches may hold.
@@ -40,6 +45,10 @@ pub struct SchedulerLimits {
     pub page_rows: usize,
     /// Image row at which the first page begins.
     pub first_row: usize,
+    /// Image row of the first constant one: see [`ImageRow::Constant`].
+    pub constant_row: usize,
+    /// Tokens up to which a sequence has the short rotary angles, if the model has two kinds.
+    pub rope_switch: Option<usize>,
     /// Whether blocks are found again by what they hold.
     pub prefix_caching: bool,
     /// Whether image rows are kept when no running request needs them.
@@ -77,6 +86,8 @@ pub struct Row {
     pub samples: bool,
     /// Whether the log-probabilities of its tokens are reported.
     pub reports: bool,
+    /// Whether its positions have the long rotary angles.
+    pub long: bool,
 }
 
 impl Row {
@@ -109,6 +120,8 @@ pub struct SchedulerCounts {
     pub prefix_hits: u64,
     /// Sequences that gave up their blocks.
     pub preemptions: u64,
+    /// Sequences that are computed again because they have grown past [`SchedulerLimits::rope_switch`].
+    pub rope_switches: u64,
 }
 
 /// The sequences that run and wait, and who owns which part of the caches.
@@ -165,7 +178,7 @@ impl Scheduler {
     /// # Errors
     /// If it would not fit were it alone, has nothing to say or nothing to compute, or a number that is not larger than
     /// those of all that are here.
-    pub fn add(&mut self, sequence: Sequence) -> Result<()> {
+    pub fn add(&mut self, mut sequence: Sequence) -> Result<()> {
         let l = &self.limits;
         let latest = self.waiting.back().or(self.running.last()).map(|s| s.id);
         ensure!(latest < Some(sequence.id), "sequence {} comes after {latest:?}", sequence.id);
@@ -188,20 +201,23 @@ impl Scheduler {
         );
         for place in &sequence.places {
             ensure!(
-                place.len > 0 && place.range().end <= sequence.prompt,
+                !place.rows.is_empty() && place.range().end <= sequence.prompt,
                 "a picture at {:?} of a prompt of {} tokens",
                 place.range(),
                 sequence.prompt
             );
-            let pages = place.len.div_ceil(l.page_rows.max(1));
             ensure!(
-                pages <= l.pages && place.tiles <= l.max_tiles,
-                "a picture of {} tiles and {} tokens; the encoder has room for {} tiles and {} tokens at once",
+                (1..=l.pages).contains(&place.pages(l.page_rows)) && place.tiles <= l.max_tiles,
+                "a picture of {} tiles and {} image rows; the encoder has room for {} tiles and {} image rows at once",
                 place.tiles,
-                place.len,
+                place.rows.encoded(),
                 l.max_tiles,
                 l.pages * l.page_rows
             );
+        }
+        sequence.switch = l.rope_switch.unwrap_or(usize::MAX);
+        if sequence.outgrows() {
+            sequence.lengthen();
         }
         self.waiting.push_back(sequence);
         Ok(())
@@ -212,6 +228,7 @@ impl Scheduler {
     /// empty although there is something to do, and must be planned again when the other has ended.
     pub fn schedule(&mut self) -> Step {
         let mut step = Step::default();
+        self.switch_angles();
         if self.is_in_flight() && self.missing_blocks() > self.blocks.available() {
             return step;
         }
@@ -238,6 +255,29 @@ impl Scheduler {
         step.rows.sort_by_key(|r| Reverse(r.ids.len() == 1));
         self.depart(&step);
         step
+    }
+
+    /// Let those that have grown past [`SchedulerLimits::rope_switch`] begin again, with what long sequences have left in
+    /// the cache. No step reads the blocks that they give back: the last that had a row of one has run.
+    fn switch_angles(&mut self) {
+        let mut running = std::mem::take(&mut self.running);
+        for sequence in running.iter_mut().filter(|s| s.outgrows() && s.unknown == 0 && s.in_flight == 0) {
+            self.let_go(sequence);
+            sequence.lengthen();
+            let found = self.find(sequence);
+            self.blocks.share(&found);
+            sequence.begin(found);
+            self.counts.rope_switches += 1;
+        }
+        self.running = running;
+    }
+
+    /// Blocks that hold what a sequence begins with. The last token must be seen by the model, or there would be nothing to
+    /// sample from.
+    fn find(&self, sequence: &Sequence) -> Vec<i32> {
+        let known =
+            if self.limits.prefix_caching && !sequence.reporting() { (sequence.ids.len() - 1) / KV_BLOCK } else { 0 };
+        self.blocks.find(&sequence.keys[..known.min(sequence.keys.len())])
     }
 
     /// A step is in flight from now on: what its rows sample is known by its place alone.
@@ -294,10 +334,7 @@ impl Scheduler {
             return false;
         }
         let Some(sequence) = self.waiting.front() else { return false };
-        // The last token must be seen by the model, or there would be nothing to sample from.
-        let known =
-            if self.limits.prefix_caching && !sequence.reporting() { (sequence.ids.len() - 1) / KV_BLOCK } else { 0 };
-        let found = self.blocks.find(&sequence.keys[..known.min(sequence.keys.len())]);
+        let found = self.find(sequence);
         let needed = sequence.needed_blocks() - found.len();
         // So that those which run can go on for a while before they have to take a block from somebody.
         let reserve = self.running.len();
@@ -313,12 +350,8 @@ impl Scheduler {
             self.counts.prefix_queries += sequence.ids.len() as u64;
             self.counts.prefix_hits += (found.len() * KV_BLOCK) as u64;
         }
-        sequence.cached = found.len() * KV_BLOCK;
-        sequence.planned = sequence.cached;
-        sequence.registered = found.len();
-        sequence.passed = sequence.places.partition_point(|p| p.range().end <= sequence.cached);
-        sequence.reading = sequence.passed;
-        sequence.blocks = [found, new].concat();
+        sequence.begin(found);
+        sequence.blocks.extend(new);
         // As many as sequences may run.
         sequence.state = self.states.pop().unwrap_or(0);
         step.admitted.push(sequence.id);
@@ -338,7 +371,7 @@ impl Scheduler {
             return;
         }
         while let Some(place) = sequence.places.get(sequence.reading).filter(|p| p.start < end) {
-            let pages = place.len.div_ceil(self.limits.page_rows);
+            let pages = place.pages(self.limits.page_rows);
             let known = !self.pictures.pages(place.key).is_empty();
             let allowed = !budget.pictures_full && (known || place.tiles <= budget.tiles);
             match allowed.then(|| self.pictures.acquire(place.key, pages)).flatten() {
@@ -369,12 +402,14 @@ impl Scheduler {
         let mut ids = sequence.ids[start.min(known)..end.min(known)].to_vec();
         // At most one is not known: there is one step in flight.
         ids.extend((known.max(start)..end).map(|_| sampled_id(sequence.sampled_at)));
-        let SchedulerLimits { page_rows, first_row, .. } = self.limits;
+        let SchedulerLimits { page_rows, first_row, constant_row, .. } = self.limits;
         for place in sequence.reading() {
             let pages = self.pictures.pages(place.key);
             for position in place.start.max(start)..place.range().end.min(end) {
-                let row = position - place.start;
-                let row = first_row + pages[row / page_rows] * page_rows + row % page_rows;
+                let row = match place.rows.at(position - place.start) {
+                    ImageRow::Encoded(row) => first_row + pages[row / page_rows] * page_rows + row % page_rows,
+                    ImageRow::Constant(row) => constant_row + row,
+                };
                 ids[position - start] = -1 - row as i32;
             }
         }
@@ -386,6 +421,7 @@ impl Scheduler {
             state: sequence.state,
             samples: end == sequence.len(),
             reports: sequence.reporting(),
+            long: sequence.long,
         }
     }
 
@@ -470,8 +506,13 @@ impl Scheduler {
 
     /// Give back all that a running sequence has.
     fn take_away(&mut self, sequence: &mut Sequence) {
-        sequence.reading().iter().for_each(|p| self.pictures.release(p.key));
+        self.let_go(sequence);
         self.states.push(sequence.state);
+    }
+
+    /// Give back a sequence's blocks, and the pictures that it is about to read.
+    fn let_go(&mut self, sequence: &mut Sequence) {
+        sequence.reading().iter().for_each(|p| self.pictures.release(p.key));
         self.blocks.give(&sequence.forget_cache());
     }
 
@@ -534,6 +575,7 @@ impl Scheduler {
         ensure!(self.leaving.iter().all(|s| s.in_flight > 0), "a sequence has ended, and nothing will free its blocks");
         let idle = |s: &Sequence| s.in_flight == 0 && s.unknown == 0 && s.planned == 0 && s.blocks.is_empty();
         ensure!(self.waiting.iter().all(idle), "a sequence waits that has something in flight");
+        ensure!(!self.waiting.iter().any(Sequence::outgrows), "a sequence waits with the wrong rotary angles");
         Ok(())
     }
 }

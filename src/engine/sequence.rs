@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::blocks::BlockKey;
 use super::encoder_cache::PictureKey;
+use crate::models::RowMap;
 use crate::ops::KV_BLOCK;
 
 /// A sequence's number. Later requests have larger ones.
@@ -14,8 +15,8 @@ pub type SequenceId = u64;
 pub struct Place {
     /// Position of its first token.
     pub start: usize,
-    /// Its tokens.
-    pub len: usize,
+    /// Which image row stands at each of its tokens.
+    pub rows: RowMap,
     /// Tiles that are encoded for it.
     pub tiles: usize,
     /// What it is.
@@ -25,7 +26,12 @@ pub struct Place {
 impl Place {
     /// The positions.
     pub fn range(&self) -> Range<usize> {
-        self.start..self.start + self.len
+        self.start..self.start + self.rows.len()
+    }
+
+    /// Pages of `page_rows` rows that its encoded rows take.
+    pub(super) fn pages(&self, page_rows: usize) -> usize {
+        self.rows.encoded().div_ceil(page_rows.max(1))
     }
 }
 
@@ -68,6 +74,10 @@ pub struct Sequence {
     pub(super) reports: bool,
     /// Whether a token of it can only be sampled once the one before it is known.
     pub(super) looks_back: bool,
+    /// Tokens up to which its positions have the short rotary angles.
+    pub(super) switch: usize,
+    /// Whether its positions have the long ones.
+    pub(super) long: bool,
 }
 
 impl Sequence {
@@ -97,6 +107,8 @@ impl Sequence {
             preemptions: 0,
             reports: false,
             looks_back: false,
+            switch: usize::MAX,
+            long: false,
         };
         sequence.extend_keys();
         sequence
@@ -140,13 +152,26 @@ impl Sequence {
     /// Tokens that the model has yet to see before there is a next one; none as long as the next step has nothing to do
     /// for it: the token that is not known yet is its last, or must be known first.
     pub(super) fn left(&self) -> usize {
-        let waits = self.unknown > 0 && (self.looks_back || self.len() >= self.limit);
+        let waits = self.unknown > 0 && (self.looks_back || self.outgrows() || self.len() >= self.limit);
         if waits { 0 } else { self.len() - self.planned }
     }
 
     /// Whether its next rows report the prompt: as long as there is no answer.
     pub(super) fn reporting(&self) -> bool {
         self.reports && self.len() == self.prompt
+    }
+
+    /// Whether the next step needs other rotary angles at all its positions than those in the cache have.
+    pub(super) fn outgrows(&self) -> bool {
+        !self.long && self.len() > self.switch
+    }
+
+    /// Have the long rotary angles from now on. Keys and values depend on them, so no block is known by the same key.
+    pub(super) fn lengthen(&mut self) {
+        self.long = true;
+        self.root = BlockKey(blake3::derive_key("ocelli: a sequence with long rotary angles", &self.root.0));
+        self.keys.clear();
+        self.extend_keys();
     }
 
     /// Blocks that its tokens take, as far as the model is to see them.
@@ -172,6 +197,16 @@ impl Sequence {
         }
     }
 
+    /// It begins with what `found` blocks hold, and with no others yet.
+    pub(super) fn begin(&mut self, found: Vec<i32>) {
+        self.cached = found.len() * KV_BLOCK;
+        self.planned = self.cached;
+        self.registered = found.len();
+        self.passed = self.places.partition_point(|p| p.range().end <= self.cached);
+        self.reading = self.passed;
+        self.blocks = found;
+    }
+
     /// It has no place in the cache any more; what it said so far becomes its prompt.
     pub(super) fn forget_cache(&mut self) -> Vec<i32> {
         (self.cached, self.planned, self.registered, self.passed, self.reading) = (0, 0, 0, 0, 0);
@@ -188,7 +223,7 @@ mod tests {
     }
 
     fn place(start: usize, len: usize, key: u8) -> Place {
-        Place { start, len, tiles: 1, key: PictureKey([key; 32]) }
+        Place { start, rows: RowMap::straight(len), tiles: 1, key: PictureKey([key; 32]) }
     }
 
     #[test]
@@ -213,6 +248,19 @@ mod tests {
         assert!(base[1..].iter().zip(&plain[1..]).all(|(a, b)| a != b));
         assert_ne!(base[1], keys(&ids, vec![place(20, 20, 2)], "")[1], "another picture");
         assert_ne!(base[1], keys(&ids, vec![place(21, 20, 1)], "")[1], "another part of it");
+    }
+
+    #[test]
+    fn blocks_of_long_sequences_are_others_all_along() {
+        let ids: Vec<i32> = (0..40).collect();
+        let long = |salt| {
+            let mut sequence = Sequence::new(0, ids.clone(), vec![], 100, salt);
+            sequence.lengthen();
+            sequence.keys
+        };
+        assert!(long("").iter().zip(keys(&ids, vec![], "")).all(|(a, b)| *a != b));
+        assert!(long("").iter().zip(long("salt")).all(|(a, b)| *a != b));
+        assert_eq!((long("").len(), long("")), (2, long("")));
     }
 
     #[test]

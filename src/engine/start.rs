@@ -17,7 +17,7 @@ use super::worker::{Arrival, Worker};
 use super::{Checkpoint, Device, Memory, Options, PictureKey, Scheduler, Shared};
 use crate::backend::Any;
 use crate::mem::Source;
-use crate::models::{Content, ImageInputType, RowMove, Tiles, Vlm};
+use crate::models::{Content, ImageInputType, RowMap, RowMove, Tiles, Vlm};
 use crate::ops::{KV_BLOCK, SamplingRow};
 use crate::{Error, Result};
 
@@ -100,7 +100,7 @@ fn load(
     let device = options.device.choose(checkpoint.dtype).map_err(Error::Device)?;
     let limits = memory::limits(&checkpoint, options, device);
     let Placed { model, backend, memory } = memory::place(&checkpoint, options, device, limits)?;
-    let scheduler = Scheduler::new(memory.scheduler(options, model.tile_rows())).map_err(Error::Request)?;
+    let scheduler = Scheduler::new(memory.scheduler(options, &*model)).map_err(Error::Request)?;
     let warnings = [checkpoint.warnings(), model.warnings()].concat();
 
     let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
@@ -143,7 +143,7 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
         pictures.push(dummy(&*model, checkpoint)?);
     }
     runner.encode(&pictures, None)?;
-    let rows: usize = pictures.iter().map(|p| p.tokens).sum();
+    let rows: usize = pictures.iter().map(|p| p.rows.encoded()).sum();
     if rows > 0 {
         let to = memory.max_tiles * model.tile_rows();
         runner.keep(&[RowMove { from: 0, to, rows: rows.min(model.tile_rows()) }])?;
@@ -155,7 +155,8 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
     let blocks: Vec<i32> = (0..(length + 1).div_ceil(KV_BLOCK) as i32).collect();
     for (ids, cached) in [(&ids[..length], 0), (&[0], length)] {
         if !ids.is_empty() {
-            let step = SequenceStep { ids, cached, blocks: &blocks, sampling: SamplingRow::GREEDY };
+            let sampling = SamplingRow::GREEDY;
+            let step = SequenceStep { ids, cached, blocks: &blocks, first_angle: 0, sampling };
             runner.step(&[step], LogitRows::Last, None)?;
             runner.sampled(1, 0)?;
         }
@@ -175,7 +176,8 @@ fn dummy(model: &dyn Vlm, checkpoint: &Checkpoint) -> anyhow::Result<Tiles> {
             let zeros = vec![0u8; tokens * columns * checkpoint.dtype.size()];
             let range = 0..zeros.len();
             let rows = Source::new(Arc::new(zeros), range, checkpoint.dtype).context("features of zeros")?;
-            Ok(Tiles { content: Content::Features(rows), tiles: tokens.div_ceil(model.tile_rows()), tokens })
+            let (content, tiles) = (Content::Features(rows), tokens.div_ceil(model.tile_rows()));
+            Ok(Tiles { content, tiles, rows: RowMap::straight(tokens) })
         }
     }
 }

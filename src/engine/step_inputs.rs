@@ -15,6 +15,8 @@ pub struct SequenceStep<'a> {
     pub ids: &'a [i32],
     /// Tokens that the cache holds already: the position of the first id.
     pub cached: usize,
+    /// Row of the table of rotary angles for position 0: see [`LongRope`](crate::models::LongRope).
+    pub first_angle: usize,
     /// Blocks of the sequence, enough for `cached + ids.len()` tokens.
     pub blocks: &'a [i32],
     /// How the token after the last id is sampled.
@@ -84,7 +86,7 @@ impl Inputs {
         for (i, s) in sequences.iter().enumerate() {
             let end = row + s.ids.len();
             self.part(io, io.ids, row..end).copy_from_slice(s.ids);
-            for (to, position) in self.part(io, io.positions, row..end).iter_mut().zip(s.cached..) {
+            for (to, position) in self.part(io, io.positions, row..end).iter_mut().zip(s.first_angle + s.cached..) {
                 *to = position as i32;
             }
             for (to, position) in self.part(io, io.slot_mapping, row..end).iter_mut().zip(s.cached..) {
@@ -193,5 +195,38 @@ fn record(
         (Some(n), Some(next)) => Some(SamplingRow::report(next, n as u32)),
         (None, _) if rows == LogitRows::All => Some(own),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::memory::{self, Placed};
+    use crate::engine::{Checkpoint, Device, Options};
+
+    #[test]
+    fn positions_are_rows_of_the_table_of_angles() {
+        let options = Options { max_num_seqs: Some(2), ..Options::default() };
+        let checkpoint = Checkpoint::open(Path::new("tests/goldens/llava-tiny-mha"), &options).unwrap();
+        let limits = memory::limits(&checkpoint, &options, Device::Cpu);
+        let Placed { model, backend, .. } = memory::place(&checkpoint, &options, Device::Cpu, limits).unwrap();
+        let step = |ids, cached, first_angle, blocks| SequenceStep {
+            ids,
+            cached,
+            first_angle,
+            blocks,
+            sampling: SamplingRow::GREEDY,
+        };
+        let steps = [step(&[5][..], 17, 100, &[4, 2][..]), step(&[6, 7, 8], 15, 0, &[3, 1])];
+        let (_, io) = Inputs::default().write(&backend, model.io(), &steps, LogitRows::Last, &[]).unwrap();
+        let read = |buffer| {
+            let mut numbers = [0; 4];
+            backend.read(buffer, &mut numbers).unwrap();
+            numbers
+        };
+        assert_eq!(read(io.positions), [117, 15, 16, 17]);
+        assert_eq!(read(io.slot_mapping), [2 * 16 + 1, 3 * 16 + 15, 16, 17], "those of the cache are not");
     }
 }

@@ -214,6 +214,7 @@ impl<B: Backend> Worker<B> {
             return Ok(None);
         }
         self.encode(step)?;
+        let first_long_row = self.runner.model().long_rope().map_or(0, |rope| rope.first_row);
         let mut biases = vec![Vec::new(); step.rows.len()];
         let (mut sequences, mut lists) = (Vec::with_capacity(step.rows.len()), Vec::with_capacity(step.rows.len()));
         for (row, biases) in step.rows.iter().zip(&mut biases) {
@@ -227,7 +228,8 @@ impl<B: Backend> Worker<B> {
             // What a row amid a prompt samples is not used, nor counted.
             let sampling = sampling.unwrap_or(SamplingRow::GREEDY);
             let blocks = sequence.map_or(&[][..], Sequence::blocks);
-            sequences.push(SequenceStep { ids: &row.ids, cached: row.start, blocks, sampling });
+            let first_angle = if row.long { first_long_row } else { 0 };
+            sequences.push(SequenceStep { ids: &row.ids, cached: row.start, first_angle, blocks, sampling });
             let prompt_logprobs = job.filter(|_| row.reports).and_then(Job::prompt_logprobs);
             lists.push(SequenceLists { biases, prompt_logprobs });
         }
@@ -246,10 +248,10 @@ impl<B: Backend> Worker<B> {
             let (mut pictures, mut moves, mut first) = (Vec::new(), Vec::new(), 0);
             for (encode, picture) in asked.iter().filter(|(_, picture)| picture.content.stage() == Some(stage)) {
                 for (i, &page) in encode.pages.iter().enumerate() {
-                    let rows = tile_rows.min(picture.tokens - i * tile_rows);
+                    let rows = tile_rows.min(picture.rows.encoded() - i * tile_rows);
                     moves.push(RowMove { from: first + i * tile_rows, to: row_of(page), rows });
                 }
-                first += picture.tokens;
+                first += picture.rows.encoded();
                 pictures.push(*picture);
             }
             self.runner.encode(&pictures, None)?;
@@ -257,7 +259,7 @@ impl<B: Backend> Worker<B> {
         }
         for (encode, picture) in asked {
             let Content::Embeddings(rows) = &picture.content else { continue };
-            let page_len = tile_rows * (rows.len() / picture.tokens);
+            let page_len = tile_rows * (rows.len() / picture.rows.encoded());
             for (i, &page) in encode.pages.iter().enumerate() {
                 let part = i * page_len..rows.len().min((i + 1) * page_len);
                 self.runner.write_rows(row_of(page), &rows.slice(part))?;

@@ -7,7 +7,7 @@ use super::io::{Limits, StepArea, StepShape, layouts};
 use super::llama::Llama;
 use super::load::{Loader, Placement, Tensors};
 use super::picture::PictureArea;
-use super::{Content, ImageInputType, Registration, RowMove, Tiles, Vlm};
+use super::{Content, ImageInputType, Registration, RowMap, RowMove, Tiles, Vlm};
 use crate::config::{Config, Family, LlavaConfig, Preprocessor, ProcessorKwargs, Resample, Resize, Select};
 use crate::image::{ClipProcessor, Filter, Rgb, Size};
 use crate::mem::{Act, Buf, DType, Layout, Region};
@@ -160,7 +160,7 @@ impl Llava {
 
     /// The one tile of a picture.
     fn tiles(&self, content: Content) -> Tiles {
-        Tiles { content, tiles: 1, tokens: self.config.image_tokens() }
+        Tiles { content, tiles: 1, rows: RowMap::straight(self.config.image_tokens()) }
     }
 
     /// What `how` makes of pictures.

@@ -63,8 +63,15 @@ pub struct Tiles {
     pub content: Content,
     /// Pieces of the picture that are encoded on their own.
     pub tiles: usize,
+    /// Which image row stands at each place that the picture takes in the sequence.
+    pub rows: RowMap,
+}
+
+impl Tiles {
     /// Places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
-    pub tokens: usize,
+    pub fn tokens(&self) -> usize {
+        self.rows.len()
+    }
 }
 
 /// What there is of a picture's [`Tiles`] before the model runs.
@@ -118,6 +125,16 @@ pub struct RowMove {
     pub to: usize,
     /// How many, at most those of a tile.
     pub rows: usize,
+}
+
+/// Rotary angles of two kinds: the short ones for sequences of at most `switch` tokens, the long ones for all positions of
+/// longer sequences. Both lie in one table, a row for each position, the short ones from row 0 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongRope {
+    /// Tokens of the longest sequence that has the short angles.
+    pub switch: usize,
+    /// Row of the table that holds the long angles of position 0.
+    pub first_row: usize,
 }
 
 /// A loaded model: places of its weights, and its plans.
@@ -190,6 +207,11 @@ pub trait Vlm: Send + Sync {
 
     /// What the host and the device exchange at a step.
     fn io(&self) -> &StepArea;
+
+    /// Where the rotary angles change with the length of a sequence, if they do within the greatest length.
+    fn long_rope(&self) -> Option<LongRope> {
+        None
+    }
 
     /// Sizes of the regions in bytes, in the order of [`Region::ALL`](crate::mem::Region::ALL).
     fn regions(&self) -> [usize; 4];

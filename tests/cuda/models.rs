@@ -88,17 +88,18 @@ fn every_step_of_tiny_models_agrees_with_the_references() {
         both.cpu.encode(&pictures, None).unwrap();
         both.cuda.encode(&pictures, None).unwrap();
         both.compare(&both.cpu.model().encode_plan(2), tolerance);
-        let rows: i32 = pictures.iter().map(|p| p.tokens as i32).sum();
+        let rows: i32 = pictures.iter().map(|p| p.rows.encoded() as i32).sum();
         let prompt: Vec<i32> = [1, 40, 41].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51, 52]).collect();
         let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..24).rev().filter(|b| b % 3 == s).collect());
-        let whole = SequenceStep { ids: &prompt, cached: 0, blocks: &blocks[0], sampling: GREEDY };
+        let whole = SequenceStep { ids: &prompt, cached: 0, first_angle: 0, blocks: &blocks[0], sampling: GREEDY };
         both.step(&[whole], tolerance);
-        let text = SequenceStep { ids: &[1, 60, 61, 62, 63], cached: 0, blocks: &blocks[1], sampling: GREEDY };
+        let text =
+            SequenceStep { ids: &[1, 60, 61, 62, 63], cached: 0, first_angle: 0, blocks: &blocks[1], sampling: GREEDY };
         both.step(&[text], tolerance);
         let mixed = [
-            SequenceStep { ids: &[70], cached: prompt.len(), blocks: &blocks[0], sampling: GREEDY },
-            SequenceStep { ids: &[71], cached: 5, blocks: &blocks[1], sampling: GREEDY },
-            SequenceStep { ids: &prompt[..20], cached: 0, blocks: &blocks[2], sampling: GREEDY },
+            SequenceStep { ids: &[70], cached: prompt.len(), first_angle: 0, blocks: &blocks[0], sampling: GREEDY },
+            SequenceStep { ids: &[71], cached: 5, first_angle: 0, blocks: &blocks[1], sampling: GREEDY },
+            SequenceStep { ids: &prompt[..20], cached: 0, first_angle: 0, blocks: &blocks[2], sampling: GREEDY },
         ];
         both.step(&mixed, tolerance);
         println!("{folder} in {dtype}: encode and steps agree");
@@ -192,12 +193,12 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
         let bytes = fs::read("demo/images/shapes.jpg").unwrap();
         let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
         let picture = four.runners[0].model().prepare(&rgb, None).unwrap();
-        let rows = picture.tokens as i32;
+        let rows = picture.rows.encoded() as i32;
         four.encode(&picture);
         let prompt: Vec<i32> = [1, 40].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51]).collect();
         let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..48).filter(|b| b % 3 == s).collect());
         for blocks in &blocks {
-            four.step(&[SequenceStep { ids: &prompt, cached: 0, blocks, sampling: GREEDY }]);
+            four.step(&[SequenceStep { ids: &prompt, cached: 0, first_angle: 0, blocks, sampling: GREEDY }]);
         }
         for step in 0..6 {
             // One sequence, then two, then three, which a row of nobody fills up to four.
@@ -205,7 +206,7 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
             let sequences: Vec<_> = running
                 .map(|(i, blocks)| {
                     let cached = prompt.len() + step - 2 * i;
-                    SequenceStep { ids: &[60], cached, blocks, sampling: GREEDY }
+                    SequenceStep { ids: &[60], cached, first_angle: 0, blocks, sampling: GREEDY }
                 })
                 .collect();
             four.step(&sequences);

@@ -119,7 +119,7 @@ impl<B: Backend> Golden<B> {
         let blocks = self.blocks();
         let mut logits = Vec::new();
         for (i, ids) in ids.chunks(chunk).enumerate() {
-            let step = SequenceStep { ids, cached: i * chunk, blocks: &blocks, sampling: GREEDY };
+            let step = SequenceStep { ids, cached: i * chunk, first_angle: 0, blocks: &blocks, sampling: GREEDY };
             let shape = self.runner.step(&[step], LogitRows::All, None).unwrap();
             logits.extend(self.runner.logits(shape.logit_rows).unwrap());
         }
@@ -136,7 +136,7 @@ impl<B: Backend> Golden<B> {
         let blocks = self.blocks();
         let (mut next, mut cached, mut logprobs) = (prompt.to_vec(), 0, Vec::new());
         for &token in tokens {
-            let step = SequenceStep { ids: &next, cached, blocks: &blocks, sampling: GREEDY };
+            let step = SequenceStep { ids: &next, cached, first_angle: 0, blocks: &blocks, sampling: GREEDY };
             self.runner.step(&[step], LogitRows::Last, None).unwrap();
             logprobs.push(log_softmax(&self.runner.logits(1).unwrap(), token));
             cached += next.len();
@@ -151,7 +151,7 @@ impl<B: Backend> Golden<B> {
         let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
         let (mut next, mut cached) = (prompt.to_vec(), 0);
         while tokens.len() < GREEDY_TOKENS {
-            let step = SequenceStep { ids: &next, cached, blocks: &blocks, sampling: GREEDY };
+            let step = SequenceStep { ids: &next, cached, first_angle: 0, blocks: &blocks, sampling: GREEDY };
             self.runner.step(&[step], LogitRows::Last, None).unwrap();
             let sampled = self.runner.sampled(1, 0).unwrap().remove(0);
             cached += next.len();

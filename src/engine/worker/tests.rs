@@ -128,7 +128,7 @@ fn on<B: Backend + Send + 'static>(
     let checkpoint = crate::engine::Checkpoint::open(dir, &options).unwrap();
     let limits = memory::limits(&checkpoint, &options, Device::Cpu);
     let Placed { model, memory, .. } = memory::place(&checkpoint, &options, Device::Cpu, limits).unwrap();
-    let scheduler = Scheduler::new(memory.scheduler(&options, model.tile_rows())).unwrap();
+    let scheduler = Scheduler::new(memory.scheduler(&options, &*model)).unwrap();
     let model: Arc<dyn crate::models::Vlm> = model.into();
     let shared = Arc::new(Shared {
         checkpoint,

@@ -1,16 +1,15 @@
-//! The scheduler against a model of what it must keep: no block owned twice, none lost, every request ended exactly
-//! once, the oldest always served. 100,000 random operations from a fixed seed, with at most one step in flight and with
-//! none.
-
-#![allow(clippy::print_stdout, reason = "what the random walk came across is worth seeing")]
+//! 100,000 random operations from a fixed seed, with at most one step in flight and with none.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
-use ocelli::engine::{PictureKey, Place, Row, Scheduler, SchedulerLimits, Sequence, SequenceId, Step};
+use ocelli::engine::{Row, Scheduler, SchedulerLimits, Sequence, SequenceId, Step};
 use ocelli::ops::sampled_id;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::contents::{Contents, FIRST_ROW, PAGE_ROWS, token};
+use super::rows::picture;
 
 /// What may happen to the scheduler.
 #[derive(Clone, Debug)]
@@ -27,9 +26,6 @@ enum Operation {
     /// A step whose outcome cannot be read.
     Lose,
 }
-
-const PAGE_ROWS: usize = 16;
-const FIRST_ROW: usize = 64;
 
 fn operation() -> impl Strategy<Value = Operation> {
     let arrive = (0..40usize, prop::option::of(0..6u8), 1..40usize, 1..120usize, any::<bool>(), 0..5u8).prop_map(
@@ -48,8 +44,9 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 fn limits() -> impl Strategy<Value = SchedulerLimits> {
-    (1..9usize, 0..40usize, 4..24usize, 3..8usize, any::<bool>(), any::<bool>()).prop_map(
-        |(max_num_seqs, more, kv_blocks, pages, prefix_caching, encoder_caching)| SchedulerLimits {
+    let rope_switch = prop::option::of(10..160usize);
+    (1..9usize, 0..40usize, 4..24usize, 3..8usize, rope_switch, any::<bool>(), any::<bool>()).prop_map(
+        |(max_num_seqs, more, kv_blocks, pages, rope_switch, prefix_caching, encoder_caching)| SchedulerLimits {
             max_num_seqs,
             max_num_batched_tokens: max_num_seqs + more,
             max_reports: 64,
@@ -58,6 +55,8 @@ fn limits() -> impl Strategy<Value = SchedulerLimits> {
             pages,
             page_rows: PAGE_ROWS,
             first_row: FIRST_ROW,
+            constant_row: FIRST_ROW + pages * PAGE_ROWS,
+            rope_switch,
             prefix_caching,
             encoder_caching,
         },
@@ -82,6 +81,9 @@ struct Seen {
     /// Steps that had to wait for the outcome of another.
     put_off: usize,
     preemptions: u64,
+    rope_switches: u64,
+    /// Rows of prompts that are longer than the short rotary angles reach.
+    long: usize,
     prefix_hits: u64,
     encoded: u64,
     shared: u64,
@@ -100,6 +102,7 @@ struct Walk {
     /// Whether a step is planned before the outcome of the one before it is known.
     ahead: bool,
     in_flight: Option<Flight>,
+    contents: Contents,
     next: SequenceId,
     /// Answers still allowed to those that are there.
     live: BTreeMap<SequenceId, usize>,
@@ -114,6 +117,7 @@ impl Walk {
             limits,
             ahead,
             in_flight: None,
+            contents: Contents::new(&limits),
             next: 0,
             live: BTreeMap::new(),
             looks_back: HashSet::new(),
@@ -122,15 +126,16 @@ impl Walk {
     }
 
     fn arrive(&mut self, operation: Operation, seen: &mut Seen) {
-        let Operation::Arrive { before, picture, after, answer, text, looks_back } = operation else { return };
+        let Operation::Arrive { before, picture: shown, after, answer, text, looks_back } = operation else { return };
         let word = i32::from(text);
-        // Pictures of one, two or three pages.
-        let rows = picture.map_or(0, |p| 10 + 14 * usize::from(p % 3));
-        let ids = vec![word; before + rows + after];
-        let place = picture.map(|p| Place { start: before, len: rows, tiles: 1, key: PictureKey([p; 32]) });
+        let place = shown.map(|n| picture(n, before));
+        let rows = place.as_ref().map_or(0, |place| place.rows.len());
+        let mut ids = vec![word; before + rows + after];
+        ids[before..before + rows].fill(-1);
         let limit = ids.len() + answer;
         self.next += 1;
         seen.arrived += 1;
+        self.contents.arrive(self.next, place.clone());
         let mut sequence = Sequence::new(self.next, ids, place.into_iter().collect(), limit, "");
         if looks_back {
             sequence.look_back();
@@ -155,19 +160,22 @@ impl Walk {
     }
 
     /// What a step may hold, whatever happened before.
-    fn hold(&self, step: &Step, seen: &mut Seen) {
+    fn hold(&mut self, step: &Step, seen: &mut Seen) {
         let tokens: usize = step.rows.iter().map(|r| r.ids.len()).sum();
         assert!(tokens <= self.limits.max_num_batched_tokens && step.rows.len() <= self.limits.max_num_seqs);
         assert!(step.rows.iter().is_sorted_by_key(|r| r.ids.len() > 1), "single tokens come first");
         let ids: HashSet<_> = step.rows.iter().map(|r| r.id).collect();
         assert_eq!(ids.len(), step.rows.len(), "one row a sequence");
-        assert!(step.encode.len() <= self.limits.max_tiles);
-        for row in &step.rows {
-            seen.unknown += self.hold_row(row);
-        }
         for encode in &step.encode {
             assert!(ids.contains(&encode.id), "a picture is encoded for a row of its step");
         }
+        let tiles = self.contents.encode(step);
+        assert!(tiles <= self.limits.max_tiles, "{tiles} tiles in a step");
+        for row in &step.rows {
+            seen.unknown += self.hold_row(row);
+            seen.long += usize::from(row.long && row.ids.len() > 1);
+        }
+        self.contents.compute(&self.scheduler, step);
         let flying = self.in_flight.as_ref().map(|f| &f.step);
         assert!(flying.is_none() || step.preempted.is_empty(), "blocks are taken from somebody in flight");
         if let (Some(oldest), None) = (self.live.keys().next(), flying) {
@@ -180,6 +188,8 @@ impl Walk {
     fn hold_row(&self, row: &Row) -> usize {
         let sequence = self.scheduler.sequence(row.id).unwrap();
         assert!(sequence.blocks().len() * 16 >= row.start + row.ids.len());
+        let tokens = sequence.ids().len() + row.ahead;
+        assert_eq!(row.long, self.limits.rope_switch.is_some_and(|n| tokens > n), "the angles of {tokens} tokens");
         let before =
             self.in_flight.as_ref().and_then(|f| f.step.rows.iter().position(|r| r.id == row.id).map(|i| (f, i)));
         let computed = before.map_or(sequence.cached(), |(f, i)| f.step.rows[i].start + f.step.rows[i].ids.len());
@@ -197,8 +207,6 @@ impl Walk {
                 continue;
             }
             assert_eq!(id < 0, reading(row.start + i), "picture rows stand at the places of pictures");
-            let row = usize::try_from(-1 - id).unwrap_or(FIRST_ROW);
-            assert!((FIRST_ROW..FIRST_ROW + self.limits.pages * PAGE_ROWS).contains(&row));
         }
         unknown
     }
@@ -250,7 +258,7 @@ impl Walk {
                 seen.dropped += 1;
                 continue;
             };
-            self.scheduler.push(row.id, (row.id % 7) as i32);
+            self.scheduler.push(row.id, token(row.id));
             *left -= 1;
             if *left == 0 || (row.id + row.start as u64).is_multiple_of(end) {
                 assert!(self.scheduler.finish(row.id));
@@ -278,6 +286,7 @@ impl Walk {
         let later = self.scheduler.schedule();
         let steps = [Some(later), self.in_flight.take().map(|f| f.step)];
         for step in steps.into_iter().flatten() {
+            self.contents.lose(&self.scheduler, &step);
             let gone = self.scheduler.failed(&step);
             seen.lost += gone.len();
             gone.into_iter().for_each(|id| self.end(id));
@@ -298,8 +307,8 @@ impl Walk {
         let tokens: usize = self.live.keys().map(|&id| self.scheduler.sequence(id).unwrap().ids().len()).sum();
         let answers: usize = self.live.values().sum();
         // Every step computes a token at least, or the one after it does; a preempted sequence computes its own again, at
-        // most once for every block that an older one takes.
-        let bound = 2 * (tokens + answers) * (2 + answers / 16) + 1;
+        // most once for every block that an older one takes, and one that outgrows its angles all of them once more.
+        let bound = 4 * (tokens + answers) * (2 + answers / 16) + 1;
         for _ in 0..=bound {
             if self.scheduler.is_idle() && self.in_flight.is_none() {
                 break;
@@ -310,6 +319,7 @@ impl Walk {
         assert!(self.live.is_empty(), "{:?} did not end in {bound} steps", self.live);
         assert_eq!(self.scheduler.blocks().used, 0);
         seen.preemptions += self.scheduler.counts().preemptions;
+        seen.rope_switches += self.scheduler.counts().rope_switches;
         seen.prefix_hits += self.scheduler.counts().prefix_hits;
         seen.encoded += self.scheduler.pictures().misses;
         seen.shared += self.scheduler.pictures().hits;
@@ -351,6 +361,8 @@ fn a_hundred_thousand_operations_lose_nothing_and_starve_nobody() {
     assert_eq!(seen.arrived, ended, "every request ends once");
     for (what, times) in [
         ("preemptions", seen.preemptions),
+        ("sequences that outgrew their angles", seen.rope_switches),
+        ("chunks of long sequences", seen.long as u64),
         ("prefix hits", seen.prefix_hits),
         ("pictures encoded", seen.encoded),
         ("pictures shared", seen.shared),
@@ -363,143 +375,4 @@ fn a_hundred_thousand_operations_lose_nothing_and_starve_nobody() {
     ] {
         assert!(times > 100, "the walks came across {times} {what}");
     }
-}
-
-fn wide() -> SchedulerLimits {
-    SchedulerLimits {
-        max_num_seqs: 256,
-        max_num_batched_tokens: 8192,
-        max_reports: 64,
-        kv_blocks: 20_000,
-        max_tiles: 14,
-        pages: 64,
-        page_rows: 576,
-        first_row: 14 * 576,
-        prefix_caching: true,
-        encoder_caching: true,
-    }
-}
-
-fn text(id: SequenceId, tokens: usize, answer: usize) -> Sequence {
-    let ids = (0..tokens as i32).map(|i| i * 1000 + id as i32).collect();
-    Sequence::new(id, ids, vec![], tokens + answer, "")
-}
-
-#[test]
-fn decode_rows_come_first_and_prompts_share_what_is_left_in_the_order_of_arrival() {
-    let mut s = Scheduler::new(SchedulerLimits { max_num_seqs: 4, max_num_batched_tokens: 20, ..wide() }).unwrap();
-    let run = |s: &mut Scheduler| {
-        let step = s.schedule();
-        s.ran(&step);
-        step.rows.iter().filter(|r| r.samples).for_each(|r| s.push(r.id, 0));
-        step.rows.iter().map(|r| (r.id, r.start, r.ids.len())).collect::<Vec<_>>()
-    };
-    s.add(text(1, 30, 9)).unwrap();
-    s.add(text(2, 25, 9)).unwrap();
-    assert_eq!(run(&mut s), [(1, 0, 20)]);
-    assert_eq!(run(&mut s), [(1, 20, 10), (2, 0, 10)]);
-    s.add(text(3, 5, 9)).unwrap();
-    assert_eq!(run(&mut s), [(1, 30, 1), (2, 10, 15), (3, 0, 4)]);
-    // The last token of a prompt is a single token as well.
-    assert_eq!(run(&mut s), [(1, 31, 1), (2, 25, 1), (3, 4, 1)]);
-}
-
-#[test]
-fn the_latest_arrival_gives_way_and_comes_back_first() {
-    let limits = SchedulerLimits { kv_blocks: 3, prefix_caching: false, ..wide() };
-    let mut s = Scheduler::new(limits).unwrap();
-    s.add(text(1, 15, 20)).unwrap();
-    s.add(text(2, 16, 10)).unwrap();
-    s.add(text(3, 4, 2)).unwrap();
-    let mut preempted = Vec::new();
-    let mut order = Vec::new();
-    for _ in 0..60 {
-        let step = s.schedule();
-        s.ran(&step);
-        preempted.extend(step.preempted.clone());
-        for row in step.rows.iter().filter(|r| r.samples) {
-            s.push(row.id, 0);
-            let sequence = s.sequence(row.id).unwrap();
-            if sequence.ids().len() == [35, 26, 6][row.id as usize - 1] {
-                s.finish(row.id);
-                order.push(row.id);
-            }
-        }
-    }
-    assert_eq!(preempted.first(), Some(&2));
-    assert_eq!(order, [1, 2, 3], "nobody is overtaken");
-    assert!(s.is_idle() && s.blocks().free == 3);
-}
-
-/// The older of two that wait for the same picture takes the whole step, and the other was found in the cache as far as the
-/// middle of it. Were it a reader already, it would stay one if that step failed, of rows that nobody computed.
-#[test]
-fn nobody_reads_a_picture_in_a_step_without_a_row_of_it() {
-    let limits = SchedulerLimits {
-        max_num_batched_tokens: 32,
-        max_num_seqs: 4,
-        pages: 1,
-        page_rows: 16,
-        encoder_caching: false,
-        ..wide()
-    };
-    let mut s = Scheduler::new(limits).unwrap();
-    let run = |s: &mut Scheduler| {
-        let step = s.schedule();
-        s.ran(&step);
-        step.rows.iter().filter(|r| r.samples).for_each(|r| s.push(r.id, 0));
-        step.rows.iter().map(|r| (r.id, r.ids.len())).collect::<Vec<_>>()
-    };
-    // 16 tokens of a picture from `before` on, among `len`.
-    let shows = |id, picture: u8, before: usize, [first, after]: [i32; 2], len: usize| {
-        let mut ids = vec![after; len];
-        ids[..before].fill(first);
-        ids[before..before + 16].fill(-1);
-        let place = Place { start: before, len: 16, tiles: 1, key: PictureKey([picture; 32]) };
-        Sequence::new(id, ids, vec![place], len + 9, "")
-    };
-    s.add(shows(1, b'p', 8, [7, 1], 32)).unwrap();
-    assert_eq!(run(&mut s), [(1, 32)]);
-    s.finish(1);
-    // Holds the only page until it has passed its picture.
-    s.add(shows(2, b'q', 24, [2, 2], 40)).unwrap();
-    assert_eq!(run(&mut s), [(2, 32)]);
-    s.add(shows(3, b'p', 8, [3, 3], 100)).unwrap();
-    // Block 0 of the first, which ends amid the picture.
-    s.add(shows(4, b'p', 8, [7, 4], 60)).unwrap();
-    assert_eq!(run(&mut s), [(2, 8), (3, 8)]);
-    assert_eq!(s.sequence(4).unwrap().cached(), 16);
-    assert_eq!(run(&mut s), [(2, 1), (3, 31)]);
-    assert!(s.sequence(4).unwrap().reading().is_empty());
-}
-
-#[test]
-fn what_fits_nowhere_is_refused_with_the_numbers_and_the_flags() {
-    let mut s = Scheduler::new(SchedulerLimits { kv_blocks: 2, ..wide() }).unwrap();
-    let error = s.add(text(1, 30, 4)).unwrap_err().to_string();
-    assert!(error.contains("30 tokens") && error.contains("up to 4 need 3 cache blocks") && error.contains("are 2"));
-    assert!(error.contains("--gpu-memory-utilization") && error.contains("--num-gpu-blocks-override"), "{error}");
-    s.add(text(2, 30, 3)).unwrap();
-    let narrow = SchedulerLimits { max_num_seqs: 8, max_num_batched_tokens: 7, ..wide() };
-    assert!(Scheduler::new(narrow).unwrap_err().to_string().contains("max_num_seqs is 8"));
-}
-
-/// A figure, not a promise: what the scheduler adds to a step of 256 sequences.
-#[test]
-fn what_a_step_of_256_sequences_takes() {
-    let mut s = Scheduler::new(wide()).unwrap();
-    (1..=256).for_each(|id| s.add(text(id, 645, 200)).unwrap());
-    let (mut times, mut tokens) = (Vec::new(), 0);
-    while tokens < 256 * 150 {
-        let start = Instant::now();
-        let step = s.schedule();
-        s.ran(&step);
-        step.rows.iter().filter(|r| r.samples).for_each(|r| s.push(r.id, 0));
-        tokens += step.rows.iter().filter(|r| r.samples).count();
-        if step.rows.iter().all(|r| r.ids.len() == 1) && step.rows.len() == 256 {
-            times.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-    }
-    times.sort_by(f64::total_cmp);
-    println!("256 decode rows: median {:.0} us, largest {:.0} us", times[times.len() / 2], times[times.len() - 1]);
 }
