@@ -110,13 +110,13 @@ impl Shared {
         let c = &self.checkpoint;
         let drawn = RandomState::new().build_hasher().finish();
         let encode = |word: &str| c.tokenizer.encode(word, Special::Parse, false);
-        Sampler::new(asked, drawn, &c.config.generation.eos, self.model.io().vocab, encode)
+        Sampler::new(asked, drawn, &c.end_ids, self.model.io().vocab, encode)
     }
 
     /// The prompt as text and as tokens, and its pictures.
     fn tokens(&self, request: &Request) -> Result<(String, text::Prompt, Vec<Picture>)> {
         let c = &self.checkpoint;
-        let image_token = self.model.image_token_id();
+        let image_token = c.placeholder.id();
         request.sampling.check()?;
         let (prompt, pieces) = match &request.prompt {
             Prompt::Raw(text) => (text.clone(), pieces(&c.tokenizer.encode(text, Special::Parse, true)?, image_token)),

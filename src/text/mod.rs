@@ -23,7 +23,7 @@ mod vocab;
 
 pub use chat::{Message, Part, Role};
 pub use detokenize::{Detokenizer, MAX_HELD};
-pub use placeholder::{ImageSpan, Piece, Prompt, expand, pieces, placeholders};
+pub use placeholder::{ImageSpan, Piece, Placeholder, Prompt, expand, pieces, placeholders};
 pub use stop::{MAX_STOP_BYTES, MAX_STOPS, StopMatcher, TextStream};
 pub use template::{Builtin, ChatPrompt, ChatTemplate};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TokenName, Tokenizer};

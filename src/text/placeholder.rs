@@ -4,6 +4,24 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// How a prompt refers to pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placeholder {
+    /// By this special token.
+    Token(u32),
+    /// By tags.
+    Numbered(u32),
+}
+
+impl Placeholder {
+    /// What stands at the places of pictures.
+    pub fn id(self) -> u32 {
+        match self {
+            Placeholder::Token(id) | Placeholder::Numbered(id) => id,
+        }
+    }
+}
+
 /// A prompt before the number of tokens of each picture is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
