@@ -26,11 +26,11 @@ CASES = {
 HALF_CASES = ["text", "picture_start", "two_pictures"]
 
 
-def processor(folder):
+def processor(folder, kind=CLIPImageProcessorPil):
     """The folder's own processor with the Pillow image backend; torchvision's resize differs by a level or two."""
     proc = AutoProcessor.from_pretrained(folder, backend="pil")
     images = proc.image_processor
-    if not isinstance(images, CLIPImageProcessorPil):
+    if not isinstance(images, kind):
         raise SystemExit(f"make_goldens: {folder}: {type(images).__name__} is not Pillow's image processor")
     return proc
 

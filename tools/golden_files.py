@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zlib
 
 import torch
 
@@ -80,3 +81,31 @@ def write_safetensors(path, tensors, metadata):
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
         out.writelines(blobs)
+
+
+def write_weights(folder, tensors, shards, seed):
+    """Write a checkpoint's `tensors` (name -> tensor) as model.safetensors, or as `shards` files and their index."""
+    metadata = {"format": "pt", "provenance": json.dumps(provenance(seed), sort_keys=True)}
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors, metadata)
+        return
+    names = sorted(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        # Neighbours in different shards: a loader that takes a shard for a layer range fails here.
+        part = names[shard::shards]
+        write_safetensors(folder / file, {name: tensors[name] for name in part}, metadata)
+        weight_map.update(dict.fromkeys(part, file))
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    parameters = sum(t.numel() for t in tensors.values())
+    index = {
+        "metadata": {"total_parameters": parameters, "total_size": total},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def crc32(tensor):
+    """CRC-32 of a tensor's bytes, row after row, little-endian."""
+    return zlib.crc32(tensor.detach().contiguous().numpy().tobytes())

@@ -1,7 +1,6 @@
 """The tiny random LLaVA checkpoints: configs, seeded weights, tensor-name layouts, and the files of a model folder."""
 
 import dataclasses
-import json
 import zlib
 
 import numpy
@@ -149,6 +148,10 @@ def hub_config(checkpoint):
     }
 
 
+# Tensors that are added to, or stand beside, activations.
+SMALL = ["embed_tokens", "class_embedding", "position_embedding", "image_newline", "_GN"]
+
+
 def random_tensor(name, shape, seed):
     """Weights that keep activations near unit size, so logits are far from flat and an error shows.
 
@@ -158,27 +161,30 @@ def random_tensor(name, shape, seed):
     values = numpy.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape)
     if "norm" in name and name.endswith("weight"):  # LayerNorm and RMSNorm, CLIP's `pre_layrnorm` included
         values = 1 + 0.1 * values
-    elif name.endswith("bias") or "embed_tokens" in name or "class_embedding" in name or "position_embedding" in name:
+    elif name.endswith("bias") or any(part in name for part in SMALL):
         values = 0.3 * values
     else:
         values = values / numpy.sqrt(numpy.prod(shape[1:]))
     return torch.from_numpy(values.astype(numpy.float32))
 
 
-def random_weights(checkpoint):
-    """In-memory name -> f32 tensor for every parameter of the checkpoint."""
+def random_weights(kind, config, seed):
+    """In-memory name -> f32 tensor for every parameter of a model of class `kind`."""
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(llava_config(checkpoint))
-    return {name: random_tensor(name, p.shape, checkpoint.seed) for name, p in model.named_parameters()}
+        model = kind(config)
+    return {name: random_tensor(name, p.shape, seed) for name, p in model.named_parameters()}
 
 
 def rename(name, layout):
     """In-memory tensor name -> the name in a file.
 
-    A: the hub's llava-hf files. B: `save_pretrained` of transformers 5. C: the in-memory names themselves.
+    A: the hub's llava-hf files. B: `save_pretrained` of transformers 5. C: the in-memory names themselves. C': those of
+    transformers 4.52, whose tower had a level more.
     """
     if layout == "C":
         return name
+    if layout == "C'":
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
     if name.startswith("lm_head."):
         return f"language_model.{name}"
     name = name.removeprefix("model.")
@@ -189,30 +195,12 @@ def rename(name, layout):
     return name
 
 
-def write_weights(folder, checkpoint):
+def write_weights(folder, checkpoint, kind, config):
     tensors = {
         rename(name, checkpoint.layout): values.to(checkpoint.dtype)
-        for name, values in random_weights(checkpoint).items()
+        for name, values in random_weights(kind, config, checkpoint.seed).items()
     }
-    metadata = {"format": "pt", "provenance": json.dumps(golden_files.provenance(checkpoint.seed), sort_keys=True)}
-    if checkpoint.shards == 1:
-        golden_files.write_safetensors(folder / "model.safetensors", tensors, metadata)
-        return
-    names = sorted(tensors)
-    weight_map = {}
-    for shard in range(checkpoint.shards):
-        file = f"model-{shard + 1:05}-of-{checkpoint.shards:05}.safetensors"
-        # Neighbours in different shards: a loader that takes a shard for a layer range fails here.
-        part = names[shard :: checkpoint.shards]
-        golden_files.write_safetensors(folder / file, {name: tensors[name] for name in part}, metadata)
-        weight_map.update(dict.fromkeys(part, file))
-    total = sum(t.numel() * t.element_size() for t in tensors.values())
-    parameters = sum(t.numel() for t in tensors.values())
-    index = {
-        "metadata": {"total_parameters": parameters, "total_size": total},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    golden_files.write_json(folder / "model.safetensors.index.json", index)
+    golden_files.write_weights(folder, tensors, checkpoint.shards, checkpoint.seed)
 
 
 def write_configs(folder, checkpoint):
@@ -255,13 +243,12 @@ def write_configs(folder, checkpoint):
         },
     )
     golden_files.write_json(folder / "tokenizer.json", golden_tokenizer.tokenizer_json(TOKENIZER_SIZE))
-    write_chat_template(folder, checkpoint)
+    write_chat_template(folder, checkpoint, golden_tokenizer.CHAT_TEMPLATE)
     golden_files.write_json(folder / "tokenizer_config.json", golden_tokenizer.tokenizer_config(MAX_POSITIONS))
 
 
-def write_chat_template(folder, checkpoint):
+def write_chat_template(folder, checkpoint, template):
     """The template's second place: a processor of transformers 5 does not look into tokenizer_config.json."""
-    template = golden_tokenizer.CHAT_TEMPLATE
     if checkpoint.hub_config:
         golden_files.write_json(folder / "chat_template.json", {"chat_template": template})
     else:
@@ -272,12 +259,12 @@ def write(folder, checkpoint):
     """Write the checkpoint's folder in Hugging Face layout."""
     folder.mkdir(parents=True, exist_ok=True)
     write_configs(folder, checkpoint)
-    write_weights(folder, checkpoint)
+    write_weights(folder, checkpoint, LlavaForConditionalGeneration, llava_config(checkpoint))
 
 
-def load(folder, dtype):
+def load(folder, dtype, kind=LlavaForConditionalGeneration):
     """The model that transformers reads from `folder`, with eager attention; a name it cannot place is an error."""
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    model, info = kind.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -10,6 +10,9 @@ SIZES = {
     "tall": (33, 71),  # odd crop margins top and bottom, upscaled
     "tiny": (9, 7),  # far below image_size
     "large": (200, 150),  # far above it: the filter spans several source pixels
+    "photo": (60, 50),  # LLaVA-NeXT keeps a row more than the picture covers, in either folder
+    "strip": (100, 13),  # so thin that LLaVA-NeXT keeps no row of its grid, or one
+    "column": (13, 100),  # so thin that it keeps rows without columns, or one column
 }
 
 

@@ -125,12 +125,12 @@ def tokenizer_json(size):
     }
 
 
-def tokenizer_config(max_length):
+def tokenizer_config(max_length, template=CHAT_TEMPLATE, processor="LlavaProcessor"):
     return {
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": "<s>",
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template,
         "clean_up_tokenization_spaces": False,
         "eos_token": "</s>",
         "image_token": "<image>",
@@ -138,7 +138,7 @@ def tokenizer_config(max_length):
         "model_max_length": max_length,
         "pad_token": "<pad>",
         "padding_side": "left",
-        "processor_class": "LlavaProcessor",
+        "processor_class": processor,
         "tokenizer_class": "LlamaTokenizer",
         "unk_token": "<unk>",
     }
