@@ -261,7 +261,6 @@ impl Preprocessor {
             "{} must be LlavaNextImageProcessor, because config.json is of LLaVA-NeXT",
             o.at("image_processor_type")
         );
-        o.flag("do_pad")?;
         o.choice("aspect_ratio_setting", &[("anyres", ())])?;
         for key in ["default_to_square", "use_square_size"] {
             o.only(key, false)?;
@@ -273,7 +272,8 @@ impl Preprocessor {
                 o.at("image_grid_pinpoints")
             );
         }
-        let processor = Preprocessor { do_pad: false, ..CLIP.overlaid(o, side)? };
+        let read = Preprocessor { may_pad: true, ..CLIP }.overlaid(o, side)?;
+        let processor = Preprocessor { do_pad: false, may_pad: false, ..read };
         ensure!(
             processor.do_resize && matches!(processor.size, Resize::ShortestEdge(n) if n == side),
             "{} = {:?} with do_resize = {} must make every tile {side}x{side}: config.json: vision_config.image_size",
