@@ -81,22 +81,14 @@ impl Hd {
         };
         let full = tall.div_ceil(self.tile) * self.tile;
         let mut canvas = Rgb::filled(wide, full, [255; 3])?;
-        let at = (full - tall) as usize / 2 * wide as usize * 3;
-        canvas.data[at..at + resized.data.len()].copy_from_slice(&resized.data);
+        canvas.paste(&resized, 0, (full - tall) / 2);
         if shape.transposed { transpose(&canvas) } else { Ok(canvas) }
     }
 
     /// The tiles of a canvas, row by row: `[grid rows * grid columns, tile, tile, 3]` bytes.
     pub fn tiles(&self, canvas: &Rgb) -> Vec<u8> {
-        let side = self.tile as usize;
-        let (rows, columns) = (canvas.height as usize / side, canvas.width as usize / side);
         let mut tiles = Vec::with_capacity(canvas.data.len());
-        for tile in 0..rows * columns {
-            let (top, left) = (tile / columns * side, tile % columns * side);
-            for y in top..top + side {
-                tiles.extend_from_slice(&canvas.row(y)[3 * left..3 * (left + side)]);
-            }
-        }
+        canvas.cut(self.tile, &mut tiles);
         tiles
     }
 
