@@ -109,6 +109,17 @@ pub enum Event {
     Failed(Error),
 }
 
+impl Event {
+    /// The answer or the error, if this is the last event.
+    pub(super) fn end(self) -> Option<crate::Result<Output>> {
+        match self {
+            Event::Piece(_) => None,
+            Event::Done(output) => Some(Ok(*output)),
+            Event::Failed(error) => Some(Err(error)),
+        }
+    }
+}
+
 impl Completion {
     /// An answer of which nothing is written yet, and if nothing ever will be, nobody wanted it.
     pub(super) fn new(index: usize) -> Completion {
