@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "what the runs came across is worth seeing")]
 
+mod settled;
+
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -15,7 +17,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use ocelli::Error;
-use ocelli::engine::{Engine, Event, FinishReason, Options, Output, Prompt, Request, Sampling, Stats};
+use ocelli::engine::{Engine, Event, FinishReason, Options, Output, Prompt, Request, Sampling};
+use settled::settled;
 
 fn goldens() -> PathBuf {
     PathBuf::from("tests/goldens")
@@ -112,19 +115,6 @@ fn expected() -> Vec<Answer> {
 fn same(engine: &Engine, requests: &[Request], expected: &[Answer], how: &str) {
     for (i, (output, expected)) in engine.generate(requests).iter().zip(expected).enumerate() {
         assert_eq!(Answer::of(output.as_ref().unwrap()), *expected, "request {i}, {how}");
-    }
-}
-
-/// The state of an engine that has nothing to do: what it counted, and nothing held.
-fn settled(engine: &Engine) -> Stats {
-    let start = Instant::now();
-    loop {
-        let stats = engine.stats();
-        if stats.running == 0 && stats.waiting == 0 && stats.blocks.used == 0 {
-            return stats;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "still at work: {stats:?}");
-        thread::sleep(Duration::from_millis(1));
     }
 }
 

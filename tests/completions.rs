@@ -1,14 +1,13 @@
 //! Several answers to one request, on a tiny random checkpoint.
 
+mod settled;
+
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use ocelli::Error;
-use ocelli::engine::{
-    Completion, Engine, Event, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling, Stats,
-};
+use ocelli::engine::{Completion, Engine, Event, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling};
+use settled::settled;
 
 const QUESTION: &str = "USER: <image>\nwhat is this picture of the moon? ASSISTANT:";
 
@@ -30,18 +29,6 @@ fn answer(engine: &Engine, request: &Request) -> Output {
 fn said(completion: &Completion) -> (String, Vec<u32>, Vec<u32>, String, FinishReason) {
     let Completion { text, token_ids, logprobs, logits_hash, finish_reason, .. } = completion.clone();
     (text, token_ids, logprobs.iter().map(|l| l.to_bits()).collect(), logits_hash, finish_reason)
-}
-
-fn settled(engine: &Engine) -> Stats {
-    let start = Instant::now();
-    loop {
-        let stats = engine.stats();
-        if stats.running == 0 && stats.waiting == 0 && stats.blocks.used == 0 {
-            return stats;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "still at work: {stats:?}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Answer `i` is the one answer of a request with the seed `seed + i`: alone or beside others, with caches or without,

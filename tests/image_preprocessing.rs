@@ -190,9 +190,6 @@ proptest! {
     }
 }
 
-const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
-
 /// Tiles of 336 pixels through a table of 3 x 256 floats: `[tiles, 3, 336, 336]`.
 fn pixel_values(tiles: &[u8], table: &[f32]) -> Vec<f32> {
     let tiles = tiles.chunks_exact(336 * 336 * 3);
@@ -237,8 +234,9 @@ fn the_tiles_of_phi_3_vision_are_the_originals_to_the_bit() {
             ],
         ),
     ];
+    let ClipProcessor { mean, std, .. } = llava();
     for (num_crops, pictures) in cases {
-        let hd = Hd { num_crops, tile: 336, mean: MEAN, std: STD };
+        let hd = Hd { num_crops, tile: 336, mean, std };
         for (width, height, tiles, overview) in pictures {
             let canvas = hd.canvas(&pattern(width, height)).unwrap();
             let what = format!("{width}x{height} with {num_crops} crops");

@@ -7,10 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::config::{ProcessorKwargs, processor_kwargs};
-use crate::engine::{ImageArray, ImageInput, ImageInputType, Options};
-
-/// Most pictures that a prompt may be allowed.
-const MAX_LIMIT: u64 = 64;
+use crate::engine::{ImageArray, ImageInput, ImageInputType, MAX_IMAGES, Options};
 
 /// How pictures are given to the model: vLLM's flags, those of 0.5.0 among them.
 #[derive(Args)]
@@ -98,8 +95,8 @@ pub(super) fn limit(text: &str) -> Result<u32, String> {
         Ok(Value::Number(number)) => number.as_u64(),
         _ => text.strip_prefix("image=").and_then(|n| n.parse().ok()),
     };
-    let number = number.filter(|n| *n <= MAX_LIMIT).and_then(|n| u32::try_from(n).ok());
-    number.ok_or_else(|| format!("write image=N with N from 0 to {MAX_LIMIT}"))
+    let number = number.and_then(|n| u32::try_from(n).ok()).filter(|n| *n as usize <= MAX_IMAGES);
+    number.ok_or_else(|| format!("write image=N with N from 0 to {MAX_IMAGES}"))
 }
 
 #[cfg(test)]

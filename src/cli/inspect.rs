@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ModelArgs, human_bytes};
-use crate::engine::{Checkpoint, available_memory};
+use crate::engine::{Checkpoint, MAX_NUM_SEQS, available_memory};
 use crate::mem::Region;
 use crate::models::{ImageInputType, Limits, Parts, Vlm};
 use crate::ops::KV_BLOCK;
@@ -27,7 +27,7 @@ pub(crate) struct InspectArgs {
     #[arg(long, env = "OCELLI_GPU_MEMORY_UTILIZATION", default_value = "0.9", value_parser = fraction)]
     gpu_memory_utilization: f64,
     /// Sequences of a step
-    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_NUM_SEQS as i64))]
     max_num_seqs: u32,
     /// One JSON object
     #[arg(long)]

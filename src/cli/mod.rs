@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::engine::{Device, LoadFormat, Options};
+use crate::engine::{Device, LoadFormat, MAX_KV_BLOCKS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Options};
 use crate::mem::DType;
 use image_args::ImageArgs;
 
@@ -126,16 +126,16 @@ impl ModelArgs {
 #[derive(Args)]
 pub(crate) struct EngineArgs {
     /// Sequences that run at once; 256 on a GPU and 16 on the host when left out
-    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, env = "OCELLI_MAX_NUM_SEQS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_NUM_SEQS as i64))]
     max_num_seqs: Option<u32>,
     /// Tokens of a step; 8192 on a GPU and 2048 on the host when left out
-    #[arg(long, env = "OCELLI_MAX_NUM_BATCHED_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, env = "OCELLI_MAX_NUM_BATCHED_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_NUM_BATCHED_TOKENS as i64))]
     max_num_batched_tokens: Option<u32>,
     /// Share of a GPU's memory that weights, activations and cache may take together
     #[arg(long, env = "OCELLI_GPU_MEMORY_UTILIZATION", default_value_t = 0.9, value_name = "SHARE")]
     gpu_memory_utilization: f64,
     /// Blocks of 16 tokens in the cache, instead of as many as memory allows
-    #[arg(long, env = "OCELLI_NUM_GPU_BLOCKS_OVERRIDE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    #[arg(long, env = "OCELLI_NUM_GPU_BLOCKS_OVERRIDE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_KV_BLOCKS as i64))]
     num_gpu_blocks_override: Option<u32>,
     /// Compute every prompt from its start, whatever earlier ones left in the cache
     #[arg(long, env = "OCELLI_NO_ENABLE_PREFIX_CACHING", value_parser = FalseyValueParser::new())]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{ModelArgs, human_bytes, locate};
 use crate::config::ProcessorKwargs;
-use crate::engine::Checkpoint;
+use crate::engine::{Checkpoint, MAX_NUM_SEQS};
 use crate::models::{ImageInputType, Limits, StepShape};
 use crate::plan::{Plan, Step};
 
@@ -23,7 +23,7 @@ pub(crate) struct PlanArgs {
     /// Which plan; decode when left out
     kind: Option<Kind>,
     /// Sequences of a decode or prefill step
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_NUM_SEQS as i64))]
     batch: u32,
     /// Prompt tokens a sequence of a prefill step; those of one picture and 64 of text by default, if so many fit
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]

@@ -10,10 +10,7 @@ use serde_json::{Value, json};
 
 use super::image_args::PictureArgs;
 use super::{EngineArgs, ModelArgs, chat, human_bytes, progress, tell};
-use crate::engine::{
-    Completion, Device, Engine, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling,
-    StopReason,
-};
+use crate::engine::{Completion, Device, Engine, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling};
 use crate::text::{Message, Role};
 
 #[derive(Args)]
@@ -242,16 +239,8 @@ fn completion(o: &Completion) -> Value {
         "token_ids": o.token_ids,
         "logprobs": o.logprobs,
         "top_logprobs": o.top_logprobs,
-        "finish_reason": match o.finish_reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-            FinishReason::Cancelled => "cancelled",
-        },
-        "stop_reason": match &o.stop_reason {
-            Some(StopReason::Token(id)) => json!(id),
-            Some(StopReason::Text(text)) => json!(text),
-            None => Value::Null,
-        },
+        "finish_reason": o.finish_reason.name(),
+        "stop_reason": o.stop_reason,
         "logits_hash": o.logits_hash,
     })
 }

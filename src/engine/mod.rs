@@ -67,7 +67,9 @@ pub use encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
 pub use image_array::ImageArray;
 pub use image_input::ImageInput;
 pub use memory::Memory;
-pub use options::{Device, LoadFormat, Options, available_memory};
+pub use options::{
+    Device, LoadFormat, MAX_IMAGES, MAX_KV_BLOCKS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Options, available_memory,
+};
 pub use output::{Completion, Event, FinishReason, Output, Piece, StopReason, Timings};
 pub use request::{Prompt, Request};
 pub use runner::{InFlight, Runner};

@@ -10,13 +10,13 @@ use crate::mem::DType;
 use crate::models::{Facts, ImageInputType, ImageToken, Registration};
 
 /// Most sequences that may run at once.
-const MAX_NUM_SEQS: usize = 4096;
+pub const MAX_NUM_SEQS: usize = 4096;
 /// Most tokens of a step.
-const MAX_NUM_BATCHED_TOKENS: usize = 1 << 20;
+pub const MAX_NUM_BATCHED_TOKENS: usize = 1 << 20;
 /// Most blocks of the cache: their tokens are counted in 32 bits.
-const MAX_KV_BLOCKS: usize = 1 << 26;
+pub const MAX_KV_BLOCKS: usize = 1 << 26;
 /// Most pictures of a prompt.
-const MAX_IMAGES: usize = 64;
+pub const MAX_IMAGES: usize = 64;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]

@@ -1,5 +1,7 @@
 //! What comes back.
 
+use serde::Serialize;
+
 use super::stats::milliseconds;
 use super::step_outputs::Sampled;
 use crate::Error;
@@ -15,8 +17,21 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// What ended an answer with [`FinishReason::Stop`], where that was the request's own wish.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl FinishReason {
+    /// `stop`, `length` or `cancelled`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What ended an answer with [`FinishReason::Stop`], where that was the request's own wish. In JSON it is the number or the
+/// string alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum StopReason {
     /// One of its stop tokens.
     Token(u32),
@@ -107,6 +122,17 @@ pub enum Event {
     Done(Box<Output>),
     /// There is no answer, or no more of it.
     Failed(Error),
+}
+
+impl Event {
+    /// The answer or the error, if this is the last event.
+    pub(super) fn end(self) -> Option<crate::Result<Output>> {
+        match self {
+            Event::Piece(_) => None,
+            Event::Done(output) => Some(Ok(*output)),
+            Event::Failed(error) => Some(Err(error)),
+        }
+    }
 }
 
 impl Completion {

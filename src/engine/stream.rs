@@ -77,10 +77,8 @@ impl Stream {
     /// That of [`Event::Failed`].
     pub async fn complete(&mut self) -> Result<Output> {
         while let Some(event) = Stream::next(self).await {
-            match event {
-                Event::Piece(_) => {}
-                Event::Done(output) => return Ok(*output),
-                Event::Failed(error) => return Err(error),
+            if let Some(end) = event.end() {
+                return end;
             }
         }
         Err(self.lost.or_gone())
@@ -91,26 +89,18 @@ impl Stream {
     /// # Errors
     /// That of [`Event::Failed`].
     pub fn output(&mut self) -> Result<Output> {
-        for event in &mut *self {
-            match event {
-                Event::Piece(_) => {}
-                Event::Done(output) => return Ok(*output),
-                Event::Failed(error) => return Err(error),
-            }
-        }
-        Err(self.lost.or_gone())
+        self.find_map(Event::end).unwrap_or_else(|| Err(self.lost.or_gone()))
     }
 
     /// The whole answer, if it is there already.
     pub(super) fn try_output(&mut self) -> Option<Result<Output>> {
         loop {
-            return match self.events.try_recv() {
-                Ok(Event::Piece(_)) => continue,
-                Ok(Event::Done(output)) => Some(Ok(*output)),
-                Ok(Event::Failed(error)) => Some(Err(error)),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Disconnected) => Some(Err(self.lost.or_gone())),
-            };
+            match self.events.try_recv().map(Event::end) {
+                Ok(None) => {}
+                Ok(end) => return end,
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(Err(self.lost.or_gone())),
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
-use super::resize::{Canvas, Cut, Filter, Window};
+use super::resize::Filter;
 use super::{Rgb, resize};
 
 /// Bytes of the tiles of a picture: 1 GiB.
@@ -74,7 +74,6 @@ impl Anyres {
     /// As [`Anyres::view`], or if the tiles do not fit into memory.
     pub fn apply(&self, img: &Rgb) -> Result<Vec<u8>> {
         let view = self.view(img.width(), img.height())?;
-        let side = self.tile as usize;
         let bytes = view.tiles() as u64 * 3 * u64::from(self.tile).pow(2);
         ensure!(
             bytes <= MAX_BYTES,
@@ -84,32 +83,12 @@ impl Anyres {
         let mut tiles = resize(img, self.tile, self.tile, self.resample)?.into_data();
         tiles.reserve_exact(bytes as usize - tiles.len());
 
-        let (height, width) = view.resized;
-        let (top, left) = view.border();
-        let whole = Window { x: 0, y: 0, width, height };
-        let picture =
-            Cut::new(Canvas::of(img.width(), img.height()), (width, height), self.resample, whole)?.apply(img)?;
-        for tile_row in 0..view.grid.0 as usize {
-            for tile_column in 0..view.grid.1 as usize {
-                for y in tile_row * side..(tile_row + 1) * side {
-                    let row = y.checked_sub(top as usize).map_or(&[][..], |y| picture.row(y));
-                    put_row(&mut tiles, row, left as usize, tile_column * side..(tile_column + 1) * side);
-                }
-            }
-        }
+        let ((height, width), (top, left)) = (view.resized, view.border());
+        let mut canvas = Rgb::filled(view.resolution.1, view.resolution.0, [0; 3])?;
+        canvas.paste(&resize(img, width, height, self.resample)?, left, top);
+        canvas.cut(self.tile, &mut tiles);
         Ok(tiles)
     }
-}
-
-/// Columns `columns` of a canvas row on which the pixels `row` start at column `left`, black beside them.
-fn put_row(to: &mut Vec<u8>, row: &[u8], left: usize, columns: Range<usize>) {
-    let end = to.len() + 3 * columns.len();
-    let from = columns.start.max(left).min(columns.end);
-    to.resize(to.len() + 3 * (from - columns.start), 0);
-    let pixels = row.len() / 3;
-    let shown = (from - left.min(from)).min(pixels)..(columns.end.saturating_sub(left)).min(pixels);
-    to.extend_from_slice(&row[3 * shown.start..3 * shown.end.max(shown.start)]);
-    to.resize(end, 0);
 }
 
 impl View {

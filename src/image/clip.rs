@@ -162,7 +162,9 @@ impl Tile {
         if (across.kept, down.kept) == (across.size, down.size) {
             return Ok(cut);
         }
-        on_black(&cut, across, down)
+        let mut out = Rgb::filled(across.size, down.size, [0; 3])?;
+        out.paste(&cut, across.to, down.to);
+        Ok(out)
     }
 }
 
@@ -189,16 +191,4 @@ impl Crop {
             Crop { size, from: 0, kept: n, to: (size - n).div_ceil(2) }
         }
     }
-}
-
-/// `cut` in its place on a black picture.
-fn on_black(cut: &Rgb, across: &Crop, down: &Crop) -> Result<Rgb> {
-    let mut out = Rgb::filled(across.size, down.size, [0; 3])?;
-    let stride = across.size as usize * 3;
-    let left = across.to as usize * 3;
-    let rows = out.data.chunks_mut(stride).skip(down.to as usize);
-    for (row, pixels) in rows.zip(cut.data().chunks(across.kept as usize * 3)) {
-        row[left..left + pixels.len()].copy_from_slice(pixels);
-    }
-    Ok(out)
 }

@@ -81,22 +81,14 @@ impl Hd {
         };
         let full = tall.div_ceil(self.tile) * self.tile;
         let mut canvas = Rgb::filled(wide, full, [255; 3])?;
-        let at = (full - tall) as usize / 2 * wide as usize * 3;
-        canvas.data[at..at + resized.data.len()].copy_from_slice(&resized.data);
+        canvas.paste(&resized, 0, (full - tall) / 2);
         if shape.transposed { transpose(&canvas) } else { Ok(canvas) }
     }
 
     /// The tiles of a canvas, row by row: `[grid rows * grid columns, tile, tile, 3]` bytes.
     pub fn tiles(&self, canvas: &Rgb) -> Vec<u8> {
-        let side = self.tile as usize;
-        let (rows, columns) = (canvas.height as usize / side, canvas.width as usize / side);
         let mut tiles = Vec::with_capacity(canvas.data.len());
-        for tile in 0..rows * columns {
-            let (top, left) = (tile / columns * side, tile % columns * side);
-            for y in top..top + side {
-                tiles.extend_from_slice(&canvas.row(y)[3 * left..3 * (left + side)]);
-            }
-        }
+        canvas.cut(self.tile, &mut tiles);
         tiles
     }
 
@@ -111,15 +103,23 @@ impl Hd {
     /// All of a canvas in one tile: `[3, tile, tile]`, normalised.
     pub fn overview(&self, canvas: &Rgb) -> Vec<f32> {
         let (side, table) = (self.tile as usize, self.table());
-        let rows = taps(canvas.height as usize, side);
         let columns = taps(canvas.width as usize, side);
         let mut view = vec![0.0; 3 * side * side];
-        for (y, (ys, down)) in rows.iter().enumerate() {
-            let lines = ys.map(|y| canvas.row(y));
-            for (x, (xs, across)) in columns.iter().enumerate() {
-                for (c, values) in table.chunks_exact(256).enumerate() {
-                    let line = |row: &[u8]| sum(xs.map(|x| values[usize::from(row[3 * x + c])]), across);
-                    view[(c * side + y) * side + x] = sum(lines.map(line), down);
+        // Four neighbouring rows are needed at a time; row `y` is held in place `y % 4`.
+        let mut held = [(); 4].map(|()| (usize::MAX, vec![0.0; 3 * side]));
+        for (y, (ys, down)) in taps(canvas.height as usize, side).iter().enumerate() {
+            for at in *ys {
+                let (row, line) = &mut held[at % 4];
+                if *row != at {
+                    *row = at;
+                    narrow(canvas.row(at), &table, &columns, line);
+                }
+            }
+            let lines = ys.map(|at| &held[at % 4].1);
+            for c in 0..3 {
+                let lines = lines.map(|line| &line[c * side..][..side]);
+                for (x, value) in view[(c * side + y) * side..][..side].iter_mut().enumerate() {
+                    *value = sum(lines.map(|line| line[x]), down);
                 }
             }
         }
@@ -141,14 +141,26 @@ impl HdShape {
     }
 }
 
+/// A row of a canvas, each byte looked up, interpolated to `columns`: `[3, columns]` to `line`.
+fn narrow(row: &[u8], table: &[f32], columns: &[Tap], line: &mut [f32]) {
+    for (c, (values, line)) in table.chunks_exact(256).zip(line.chunks_exact_mut(columns.len())).enumerate() {
+        for (value, (xs, across)) in line.iter_mut().zip(columns) {
+            *value = sum(xs.map(|x| values[usize::from(row[3 * x + c])]), across);
+        }
+    }
+}
+
 fn sum(values: [f32; 4], weights: &[f32; 4]) -> f32 {
     values.iter().zip(weights).map(|(v, w)| v * w).sum()
 }
 
-/// For each of `n_out` positions, the four of `n_in` that it is interpolated from, and their weights: Keys' cubic with
+/// The four positions that one is interpolated from, ascending, and their weights.
+type Tap = ([usize; 4], [f32; 4]);
+
+/// For each of `n_out` positions, those of `n_in` that it is interpolated from: Keys' cubic with
 /// a = -0.75, positions at the middle of their pixels, nothing smoothed where it shrinks (`torch.nn.functional.interpolate`
 /// with `mode="bicubic"`).
-fn taps(n_in: usize, n_out: usize) -> Vec<([usize; 4], [f32; 4])> {
+fn taps(n_in: usize, n_out: usize) -> Vec<Tap> {
     const A: f32 = -0.75;
     let near = |u: f32| ((A + 2.0) * u - (A + 3.0)) * u * u + 1.0;
     let far = |u: f32| ((A * u - 5.0 * A) * u + 8.0 * A) * u - 4.0 * A;
@@ -164,14 +176,20 @@ fn taps(n_in: usize, n_out: usize) -> Vec<([usize; 4], [f32; 4])> {
 
 /// Rows for columns: a mirror image about the main diagonal, no rotation.
 fn transpose(img: &Rgb) -> Result<Rgb> {
-    let mut out = Vec::with_capacity(img.data.len());
-    let (pixels, width) = (img.data.as_chunks::<3>().0, img.width as usize);
-    for x in 0..width {
-        for pixel in pixels[x..].iter().step_by(width) {
-            out.extend_from_slice(pixel);
+    /// Rows that are read side by side: so few stay in the cache from one column to the next.
+    const BAND: usize = 16;
+    let (width, height) = (img.width as usize, img.height as usize);
+    let mut data = vec![0; img.data.len()];
+    let (from, to) = (img.data.as_chunks::<3>().0, data.as_chunks_mut::<3>().0);
+    for top in (0..height).step_by(BAND) {
+        for x in 0..width {
+            let rows = top..height.min(top + BAND);
+            for (pixel, y) in to[x * height..][rows.clone()].iter_mut().zip(rows) {
+                *pixel = from[y * width + x];
+            }
         }
     }
-    Rgb::new(img.height, img.width, out)
+    Rgb::new(img.height, img.width, data)
 }
 
 #[cfg(test)]

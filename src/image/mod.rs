@@ -94,6 +94,23 @@ impl Rgb {
         let stride = self.width as usize * 3;
         y.checked_mul(stride).and_then(|at| self.data.get(at..at + stride)).unwrap_or_default()
     }
+
+    /// Put `img`, which must fit, on this picture, its first pixel in column `left` of row `top`.
+    fn paste(&mut self, img: &Rgb, left: u32, top: u32) {
+        let rows = self.data.chunks_exact_mut(self.width as usize * 3).skip(top as usize);
+        for (row, pixels) in rows.zip(img.data.chunks_exact(img.width as usize * 3)) {
+            row[left as usize * 3..][..pixels.len()].copy_from_slice(pixels);
+        }
+    }
+
+    /// Append the tiles of `side` pixels to `tiles`, row by row of them, `[side, side, 3]` each.
+    fn cut(&self, side: u32, tiles: &mut Vec<u8>) {
+        for (top, left) in (0..self.height / side).flat_map(|y| (0..self.width / side).map(move |x| (y, x))) {
+            for y in top * side..(top + 1) * side {
+                tiles.extend_from_slice(&self.row(y as usize)[(left * side * 3) as usize..][..(side * 3) as usize]);
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Rgb {

@@ -9,16 +9,15 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use ocelli::engine::{Device, Engine, Event, ImageInput, Options, Output, Prompt, Request, Sampling, Stats};
+use ocelli::engine::{Device, Engine, Event, ImageInput, Options, Output, Prompt, Request, Sampling};
 use ocelli::mem::DType;
 use ocelli::text::{Message, Role};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::gpu;
+use crate::settled::settled;
 
 const GPU: Device = Device::Cuda(0);
 /// With the tokens of every step known before the next one is planned, and one step ahead.
@@ -140,19 +139,6 @@ fn against(alone: &[Output], outputs: &[Output]) -> (usize, f32) {
         a.logprobs[..shared].iter().zip(&b.logprobs[..shared])
     });
     (same, both.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
-}
-
-/// The state of an engine that has nothing to do: what it counted, and nothing held.
-fn settled(engine: &Engine) -> Stats {
-    let start = Instant::now();
-    loop {
-        let stats = engine.stats();
-        if stats.running == 0 && stats.waiting == 0 && stats.blocks.used == 0 {
-            return stats;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "still at work: {stats:?}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

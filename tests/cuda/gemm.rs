@@ -26,7 +26,7 @@ use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
 use ocelli::ops::{Epilogue, Gemm, GemmParams};
 
 use crate::gpu;
-use crate::parity::{Stage, decode, encode, normal, ulp};
+use crate::parity::{Stage, decode, encode, normal, small, ulp};
 
 const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 const EPILOGUES: [Epilogue; 5] =
@@ -53,16 +53,6 @@ fn forms(device: &Device) -> Vec<GpuInfo> {
     let gpu = device.properties().gpu;
     let portable = GpuInfo { sm_90a: false, ..gpu };
     if gpu.sm_90a { vec![gpu, portable] } else { vec![portable] }
-}
-
-/// Multiples of `unit` from -2 to 2 units, the same every time.
-fn small(n: usize, unit: f32, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % 5) as f32 - 2.0
-    };
-    (0..n).map(|_| next() * unit).collect()
 }
 
 /// `n` elements of the plan's type, or of f32.

@@ -23,20 +23,10 @@ use ocelli::ops::{Epilogue, Gemv, GemvParams, Norm};
 use ocelli::plan::{Backend, Plan};
 
 use crate::gpu;
-use crate::parity::{decode, encode, normal, ulp};
+use crate::parity::{decode, encode, normal, small, ulp};
 
 const DTYPES: [DType; 2] = [DType::F16, DType::Bf16];
 const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::AddResidual, Epilogue::SwiGlu];
-
-/// Multiples of `unit` from -2 to 2 units, the same every time.
-fn small(n: usize, unit: f32, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % 5) as f32 - 2.0
-    };
-    (0..n).map(|_| next() * unit).collect()
-}
 
 /// Rows to be normalised: every other element zero where a row has an even number, the others of one magnitude.
 fn of_one_magnitude(rows: usize, k: usize) -> Vec<f32> {

@@ -16,6 +16,9 @@ mod golden;
 #[path = "../inputs/mod.rs"]
 mod inputs;
 
+#[path = "../settled/mod.rs"]
+mod settled;
+
 mod attention;
 mod dense_attention;
 mod embed_splice;

@@ -127,6 +127,16 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
+/// Multiples of `unit` from -2 to 2 units, the same every time.
+pub fn small(n: usize, unit: f32, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % 5) as f32 - 2.0
+    };
+    (0..n).map(|_| next() * unit).collect()
+}
+
 /// Numbers near a normal distribution, the same every time.
 pub fn normal(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -19,23 +19,7 @@ use crate::{gpu, timing};
 const U: f64 = 1.0 / (1 << 24) as f64;
 const WIDTH: usize = 1 + MAX_TOP_LOGPROBS;
 
-const PLAIN: SamplingRow = SamplingRow {
-    seed: [1, 2],
-    step: 0,
-    state: -1,
-    temperature: 1.0,
-    top_p: 1.0,
-    min_p: 0.0,
-    top_k: 0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_logprobs: 0,
-    first_bias: 0,
-    biases: 0,
-    flags: 0,
-    given: 0,
-};
+const PLAIN: SamplingRow = SamplingRow { seed: [1, 2], temperature: 1.0, ..SamplingRow::GREEDY };
 
 /// Every knob alone and together.
 const KNOBS: [SamplingRow; 12] = [

@@ -124,8 +124,8 @@ impl Spread {
     }
 }
 
-fn spread(outputs: &[Output], time: Time) -> Spread {
-    Spread::of(outputs.iter().map(time))
+fn spread<'a>(outputs: impl IntoIterator<Item = &'a Output>, time: Time) -> Spread {
+    Spread::of(outputs.into_iter().map(time))
 }
 
 /// What ran where, the first words of every table.

@@ -95,8 +95,8 @@ fn figure(passes: &[Pass], of: fn(&Pass) -> f64) -> Spread {
     Spread::of(passes.iter().map(of))
 }
 
-fn outputs(passes: &[Pass]) -> Vec<Output> {
-    passes.iter().flat_map(|p| p.outputs.iter().cloned()).collect()
+fn outputs(passes: &[Pass]) -> impl Iterator<Item = &Output> {
+    passes.iter().flat_map(|p| &p.outputs)
 }
 
 fn table(engine: &Engine, passes: &[Pass]) -> String {
@@ -108,9 +108,8 @@ fn table(engine: &Engine, passes: &[Pass]) -> String {
         text += &format!("{what:<28}{}\n", figure(passes, of).columns());
     }
     text += &format!("{:<28}{:>10}{:>10}{:>10}\n", "milliseconds of a request", "median", "min", "max");
-    let outputs = outputs(passes);
     for (_, what, time) in TIMES {
-        text += &format!("{what:<28}{}\n", spread(&outputs, time).columns());
+        text += &format!("{what:<28}{}\n", spread(outputs(passes), time).columns());
     }
     let preemptions = passes[passes.len() - 1].stats[1].scheduler.preemptions - stats[0].scheduler.preemptions;
     text += &format!("{preemptions} preemptions; loaded in {:.0} ms\n", first[0].timings.load_ms);
@@ -118,14 +117,13 @@ fn table(engine: &Engine, passes: &[Pass]) -> String {
 }
 
 fn as_json(engine: &Engine, passes: &[Pass]) -> String {
-    let outputs = outputs(passes);
-    let mut report = report("throughput", engine, &outputs[0]);
+    let mut report = report("throughput", engine, &passes[0].outputs[0]);
     report.insert("num_requests".into(), json!(passes[0].outputs.len()));
     report.insert("passes".into(), json!(passes.len()));
     for (name, _, of) in FIGURES {
         report.insert(name.into(), figure(passes, of).json());
     }
-    let times = TIMES.iter().map(|(name, _, time)| (name.to_string(), spread(&outputs, *time).json()));
+    let times = TIMES.iter().map(|(name, _, time)| (name.to_string(), spread(outputs(passes), *time).json()));
     report.insert("times".into(), json!(times.collect::<Map<String, Value>>()));
     format!("{:#}\n", Value::Object(report))
 }

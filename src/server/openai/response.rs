@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Report;
-use crate::engine::{Completion, FinishReason, Output, Sampled, StopReason};
+use crate::engine::{Completion, FinishReason, Output, Sampled};
 use crate::text::Tokenizer;
 
 /// Lowest log-probability that is reported: JSON has no infinity.
@@ -66,15 +66,10 @@ fn choice(tokenizer: &Tokenizer, report: Report, completion: &Completion) -> any
         "message": { "role": "assistant", "content": completion.text, "refusal": null },
         "logprobs": if report.logprobs { logprobs(tokenizer, completion)? } else { Value::Null },
         "finish_reason": match completion.finish_reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
             FinishReason::Cancelled => "abort",
+            other => other.name(),
         },
-        "stop_reason": match &completion.stop_reason {
-            Some(StopReason::Token(id)) => json!(id),
-            Some(StopReason::Text(text)) => json!(text),
-            None => Value::Null,
-        },
+        "stop_reason": completion.stop_reason,
         "token_ids": report.token_ids.then_some(&completion.token_ids),
     }))
 }
