@@ -9,7 +9,7 @@ use super::{LoadFormat, Options};
 use crate::config::{Config, Family, LlavaConfig};
 use crate::mem::DType;
 use crate::models::{self, ImageInputType, Limits, Registration, Tensors, Vlm};
-use crate::text::{Builtin, ChatTemplate, TokenName, Tokenizer};
+use crate::text::{Builtin, ChatTemplate, Placeholder, TokenName, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -56,7 +56,7 @@ impl Checkpoint {
             options.chat_template.as_deref(),
             Some(Builtin::Llava15),
             tokenizer.clone(),
-            Some(llava.image_token_index),
+            Some(Placeholder::Token(llava.image_token_index)),
         );
         // Whose template it is decides who can mend it.
         let at_fault = if options.chat_template.is_some() { Error::Request } else { Error::Model };
@@ -140,6 +140,11 @@ impl Checkpoint {
     pub fn llava(&self) -> &LlavaConfig {
         let Family::Llava(llava) = &self.config.model.family;
         llava
+    }
+
+    /// How prompts refer to pictures.
+    pub fn placeholder(&self) -> Placeholder {
+        Placeholder::Token(self.llava().image_token_index)
     }
 
     /// What is odd about the files but does not change a result.
