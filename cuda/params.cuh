@@ -196,7 +196,9 @@ static_assert(sizeof(SampleParams) == 72, "SampleParams: change src/ops/sample.r
 
 struct PatchEmbedParams {
     void* y;                  // (tiles, 1 + grid^2, hidden), dtype of the symbol
-    const uint8_t* pixels;    // (tiles, image_size, image_size, 3)
+    const uint8_t* pixels;    // (any, image_size, image_size, 3)
+    const float* values;      // (any, 3, image_size, image_size)
+    const int32_t* source;    // (tiles): n is tile n of the pixels, -1 - n tile n of the values
     const float* table;       // (3, 256)
     const void* weight;       // (hidden, 3 * patch_size^2)
     const void* class_token;  // (hidden)
@@ -210,7 +212,7 @@ struct PatchEmbedParams {
     float eps;
     uint32_t pad;
 };
-static_assert(sizeof(PatchEmbedParams) == 88, "PatchEmbedParams: change src/ops/patch_embed.rs with it");
+static_assert(sizeof(PatchEmbedParams) == 104, "PatchEmbedParams: change src/ops/patch_embed.rs with it");
 
 struct RandomFillParams {
     void* y;  // (n), dtype of the symbol

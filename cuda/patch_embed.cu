@@ -1,6 +1,8 @@
-// What:   tiles of RGB bytes -> hidden states: look each byte up, project the patches, put the class token in front,
-//         add positions, LayerNorm. The product is accumulated in f32 and nothing is rounded before the end.
-// Layout: pixels (tiles, image_size, image_size, 3); table (3, 256) f32; weight (hidden, patch_len) with
+// What:   tiles -> hidden states: look each byte up, project the patches, put the class token in front, add positions,
+//         LayerNorm. A tile of values is rounded in place of the look-up. The product is accumulated in f32 and nothing
+//         else is rounded before the end.
+// Layout: pixels (any, image_size, image_size, 3); values (any, 3, image_size, image_size) f32; source (tiles): n is tile
+//         n of the pixels, -1 - n tile n of the values; table (3, 256) f32; weight (hidden, patch_len) with
 //         patch_len = (channel, y, x); y (tiles, 1 + grid^2, hidden).
 // Grid:   x = 16 patches, and one block more for the class token, y = tile; 512 threads, dynamic shared memory as
 //         `Shared` lays it out: the normalised row needs all its columns in one block.
@@ -53,17 +55,13 @@ __device__ __forceinline__ uint2 four_weights(const T* row, uint32_t k, uint32_t
     }
 }
 
-// Cut the block's patches out of the tile, as (channel, y, x), zeros behind the last patch and column.
+// Cut the block's patches out of a tile of bytes, as (channel, y, x), zeros behind the last patch.
 template <typename T>
-__device__ __forceinline__ void fill_patches(const PatchEmbedParams& p, const T* table_smem, T* patches_smem,
-                                             uint32_t stride, uint32_t first_patch, uint32_t patch_len) {
+__device__ __forceinline__ void cut_bytes(const PatchEmbedParams& p, const uint8_t* tile, const T* table_smem,
+                                          T* patches_smem, uint32_t stride, uint32_t first_patch) {
     const uint32_t side = p.patch_size, grid = p.image_size / side, run = 3 * side;
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    const uint8_t* tile = p.pixels + size_t(blockIdx.y) * 3 * p.image_size * p.image_size;
     const T zero = from_f32<T>(0.0f);
-    for (uint32_t i = threadIdx.x; i < kRows * (stride - patch_len); i += kThreads) {
-        patches_smem[i % kRows * stride + patch_len + i / kRows] = zero;
-    }
     // A line of a patch is a run of bytes in memory.
     for (uint32_t line = warp; line < kRows * side; line += kWarps) {
         const uint32_t r = line / side, y = line % side, patch = first_patch + r;
@@ -75,6 +73,43 @@ __device__ __forceinline__ void fill_patches(const PatchEmbedParams& p, const T*
             const uint32_t x = i / 3, c = i % 3;
             to[c * side * side + x] = exists ? table_smem[c * 256 + bytes[i]] : zero;
         }
+    }
+}
+
+// The same of a tile of values. Patches side by side continue each other's lines in memory, so a warp takes one line of a
+// channel of all of them.
+template <typename T>
+__device__ __forceinline__ void cut_values(const PatchEmbedParams& p, const float* tile, T* patches_smem,
+                                           uint32_t stride, uint32_t first_patch) {
+    const uint32_t side = p.patch_size, grid = p.image_size / side;
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    const T zero = from_f32<T>(0.0f);
+    for (uint32_t line = warp; line < 3 * side; line += kWarps) {
+        const uint32_t c = line / side, y = line % side;
+        const float* plane = tile + size_t(c) * p.image_size * p.image_size;
+        for (uint32_t i = lane; i < kRows * side; i += kWarpSize) {
+            const uint32_t r = i / side, x = i % side, patch = first_patch + r;
+            const uint32_t pixel_y = patch / grid * side + y, pixel_x = patch % grid * side + x;
+            const bool exists = patch < grid * grid;
+            patches_smem[r * stride + line * side + x] =
+                exists ? from_f32<T>(plane[size_t(pixel_y) * p.image_size + pixel_x]) : zero;
+        }
+    }
+}
+
+// The block's patches of its tile, and zeros behind their last column.
+template <typename T>
+__device__ __forceinline__ void fill_patches(const PatchEmbedParams& p, const T* table_smem, T* patches_smem,
+                                             uint32_t stride, uint32_t first_patch, uint32_t patch_len) {
+    const size_t tile_len = size_t(3) * p.image_size * p.image_size;
+    const int32_t source = p.source[blockIdx.y];
+    for (uint32_t i = threadIdx.x; i < kRows * (stride - patch_len); i += kThreads) {
+        patches_smem[i % kRows * stride + patch_len + i / kRows] = from_f32<T>(0.0f);
+    }
+    if (source >= 0) {
+        cut_bytes(p, p.pixels + source * tile_len, table_smem, patches_smem, stride, first_patch);
+    } else {
+        cut_values(p, p.values + (-1 - source) * tile_len, patches_smem, stride, first_patch);
     }
 }
 

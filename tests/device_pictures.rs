@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ocelli::backend::Cpu;
+use ocelli::config::ProcessorKwargs;
 use ocelli::engine::{Checkpoint, Options, Runner};
 use ocelli::image::{Alpha, Rgb, decode};
 use ocelli::models::{Content, Limits, Tiles, Vlm};
@@ -37,20 +38,18 @@ fn encoded(pictures: &[Tiles]) -> (Vec<u8>, Vec<u8>) {
     let plan = runner.model().encode_plan(pictures.len());
     let rows = plan.steps().last().unwrap().op.writes()[0];
     let snapshot = |span| runner.backend().snapshot(span).unwrap();
-    (snapshot(runner.model().pixels().span()), snapshot(rows))
+    (snapshot(runner.model().areas().tiles.pixels.span()), snapshot(rows))
 }
 
 #[test]
 fn it_does_not_matter_where_a_picture_is_resized() {
     let model = model(3);
-    let host = ["wide", "tall", "large"].map(|name| model.prepare(&picture(name), None).unwrap());
-    let device = ["wide", "tall", "large"].map(|name| model.prepare_for_device(picture(name), None).unwrap());
+    let processor = model.processor(&ProcessorKwargs::new()).unwrap();
+    let host = ["wide", "tall", "large"].map(|name| processor.prepare(&picture(name)).unwrap());
+    let device = ["wide", "tall", "large"].map(|name| processor.prepare_for_device(picture(name)).unwrap());
     for (host, device) in host.iter().zip(&device) {
         assert!(matches!((&host.content, &device.content), (Content::Pixels(_), Content::Picture(_))));
-        assert_eq!(
-            (host.tiles, host.tokens(), host.content.bytes()),
-            (device.tiles, device.tokens(), device.content.bytes())
-        );
+        assert_eq!((host.tiles, &host.rows), (device.tiles, &device.rows));
     }
     let expected = encoded(&host);
     assert!(encoded(&device) == expected);
@@ -63,10 +62,11 @@ fn it_does_not_matter_where_a_picture_is_resized() {
 #[test]
 fn pictures_that_there_is_no_room_for_are_resized_on_the_host() {
     let model = model(1);
+    let processor = model.processor(&ProcessorKwargs::new()).unwrap();
     for (width, height) in [(2400, 2400), (16 << 20, 1)] {
         let picture = Rgb::filled(width, height, [1, 2, 3]).unwrap();
         let (device, host) =
-            (model.prepare_for_device(picture.clone(), None).unwrap(), model.prepare(&picture, None).unwrap());
+            (processor.prepare_for_device(picture.clone()).unwrap(), processor.prepare(&picture).unwrap());
         match (device.content, host.content) {
             (Content::Pixels(device), Content::Pixels(host)) => assert!(device == host),
             other => panic!("{width}x{height}: {other:?}"),

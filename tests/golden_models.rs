@@ -16,6 +16,7 @@ use std::fs;
 
 use golden::{GREEDY, Golden, SEQUENCES, goldens, hold, max_abs, relative_l2};
 use ocelli::backend::Cpu;
+use ocelli::config::{Config, Pictures, ProcessorKwargs};
 use ocelli::engine::{LogitRows, SequenceStep};
 use ocelli::image::{self, Alpha, Limits};
 use ocelli::mem::DType;
@@ -116,7 +117,8 @@ fn a_prompt_in_chunks_has_the_same_bits() {
 fn pixels_are_transformers_bit_for_bit() {
     for folder in ["llava-tiny-mha", "llava-tiny-gqa"] {
         let g = open(folder, None);
-        let processor = clip_processor(&g.checkpoint.config.preprocessor);
+        let Pictures::Clip(preprocessor) = Config::load(&goldens().join(folder)).unwrap().pictures else { panic!() };
+        let processor = clip_processor(&preprocessor);
         for name in g.picture_names() {
             let tensor = format!("picture/{name}/pixel_values");
             assert!(g.has(&tensor));
@@ -199,8 +201,9 @@ fn the_dummy_image_costs_the_most_tokens() {
     for folder in ["llava-tiny-mha", "llava-tiny-gqa"] {
         let g = open(folder, None);
         let model = g.runner.model();
-        let tiles = model.prepare(&model.dummy_image().unwrap(), None).unwrap();
-        assert_eq!(tiles.tokens(), model.max_image_tokens());
-        assert_eq!(tiles.tokens(), g.checkpoint.llava().image_tokens());
+        let processor = model.processor(&ProcessorKwargs::new()).unwrap();
+        let tiles = processor.prepare(&model.dummy_image().unwrap()).unwrap();
+        assert_eq!(tiles.tokens(), model.image_tokens().most());
+        assert_eq!(tiles.tokens(), g.checkpoint.facts().pictures.max_tokens);
     }
 }

@@ -118,7 +118,7 @@ class RowMaker:
             prompt = [self.prefix_ids[0], *self._encode(f"USER: {text} ASSISTANT:")]
             return prompt, [*self._encode(ANSWER_WITHOUT_PICTURE), self.eos], len(KINDS), False
         question = self._question(scene, rng)
-        text = _hasty(question.question, rng)
+        text = hasty(question.question, rng)
         prompt = self._encode(f"\n{text} ASSISTANT:")
         if rng.random() < SECOND_TURN_SHARE:
             earlier = self._question(scene, rng)
@@ -134,7 +134,7 @@ class RowMaker:
                 return question
 
 
-def _hasty(text: str, rng: np.random.Generator) -> str:
+def hasty(text: str, rng: np.random.Generator) -> str:
     """Now and then the question of someone in a hurry: no capital, no question mark."""
     if rng.random() < 0.08:
         text = text[0].lower() + text[1:]

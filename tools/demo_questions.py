@@ -90,38 +90,38 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
 
 def summary(scene: Scene) -> str:
     """The sentence that answers "What is in this picture?"."""
-    items = [_counted(count, noun) for noun, count in _groups(scene)]
+    items = [counted(count, noun) for noun, count in _groups(scene)]
     if scene.text:
         items.append(f"the {_text_noun(scene)} {_quoted(scene)}")
-    return _sentence(_listed(items))
+    return _sentence(listed(items))
 
 
 # ------------------------------------------------------------------------------------------------ words
 
 
-def _pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _article(noun: str) -> str:
+def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("cross") else "s")
 
 
-def _counted(count: int, noun: str) -> str:
-    return _article(noun) if count == 1 else f"{NUMBERS[count]} {_plural(noun)}"
+def counted(count: int, noun: str) -> str:
+    return article(noun) if count == 1 else f"{NUMBERS[count]} {plural(noun)}"
 
 
-def _there_are(count: int, noun: str) -> str:
+def there_are(count: int, noun: str) -> str:
     if count == 1:
         return f"There is one {noun}."
-    return f"There are {NUMBERS[count]} {_plural(noun)}."
+    return f"There are {NUMBERS[count]} {plural(noun)}."
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -145,28 +145,28 @@ def _quoted(scene: Scene) -> str:
     return f'"{scene.text.string}"'
 
 
-def _matching(scene: Scene, kind: str | None, color: str | None):
+def matching(scene: Scene, kind: str | None, color: str | None):
     return [s for s in scene.shapes if kind in (None, s.kind) and color in (None, s.color)]
 
 
-def _noun(kind: str | None, color: str | None) -> str:
+def name_of(kind: str | None, color: str | None) -> str:
     return " ".join(word for word in (color, kind or "shape") if word)
 
 
-def _descriptor(scene: Scene, rng: np.random.Generator, near_miss: float) -> tuple[str | None, str | None]:
+def descriptor(scene: Scene, rng: np.random.Generator, near_miss: float) -> tuple[str | None, str | None]:
     """A (kind, colour) to ask about: of a shape in the scene or, with probability `near_miss`, one feature changed."""
     if not scene.shapes or rng.random() < 0.1:
-        kind, color = _pick(rng, SHAPES), _pick(rng, list(COLORS))
+        kind, color = pick(rng, SHAPES), pick(rng, list(COLORS))
     else:
-        shape = _pick(rng, scene.shapes)
+        shape = pick(rng, scene.shapes)
         kind, color = shape.kind, shape.color
         if rng.random() < near_miss:
             # Prefer a feature that another shape or the text has: the likeliest confusion.
             if rng.random() < 0.5:
-                kind = _pick(rng, [s.kind for s in scene.shapes] + [_pick(rng, SHAPES)])
+                kind = pick(rng, [s.kind for s in scene.shapes] + [pick(rng, SHAPES)])
             else:
                 inks = [s.color for s in scene.shapes] + ([scene.text.color] if scene.text else [])
-                color = _pick(rng, inks + [_pick(rng, list(COLORS))])
+                color = pick(rng, inks + [pick(rng, list(COLORS))])
     return (kind, color) if rng.random() < 0.6 else (kind, None)
 
 
@@ -174,100 +174,100 @@ def _descriptor(scene: Scene, rng: np.random.Generator, near_miss: float) -> tup
 
 
 def _ask_summary(scene, rng):
-    return _pick(rng, SUMMARY), summary(scene)
+    return pick(rng, SUMMARY), summary(scene)
 
 
 def _ask_detail(scene, rng):
-    places = [(shape.cell, f"{_article(_noun(shape.kind, shape.color))} {CELLS[shape.cell]}") for shape in scene.shapes]
+    places = [(s.cell, f"{article(name_of(s.kind, s.color))} {CELLS[s.cell]}") for s in scene.shapes]
     if scene.text:
         row = scene.text.row
         places.append((3 * row, f"the {_text_noun(scene)} {_quoted(scene)} {TEXT_ROWS[row]}"))
     if len(places) > 4:
         return None
-    return _pick(rng, DETAIL), f"There is {_listed([phrase for _, phrase in sorted(places)])}."
+    return pick(rng, DETAIL), f"There is {listed([phrase for _, phrase in sorted(places)])}."
 
 
 def _ask_read(scene, rng):
     if scene.text is None:
-        return (_pick(rng, READ), "There is no text.") if rng.random() < 0.3 else None
+        return (pick(rng, READ), "There is no text.") if rng.random() < 0.3 else None
     options = READ + (READ_NUMBER if scene.text.is_number else READ_WORD)
-    return _pick(rng, options), f"It says {_quoted(scene)}."
+    return pick(rng, options), f"It says {_quoted(scene)}."
 
 
 def _ask_count(scene, rng):
     if rng.random() < 0.25:
-        color = _pick(rng, scene.shapes).color if scene.shapes and rng.random() < 0.4 else None
-        count, noun = len(_matching(scene, None, color)), _noun(None, color)
-        asked = _plural(noun) if rng.random() < 0.7 else _plural(noun.replace("shape", "object"))
-        return _pick(rng, COUNT).format(asked), _there_are(count, noun)
-    kind, color = _descriptor(scene, rng, near_miss=0.2)
-    noun = _noun(kind, color)
-    return _pick(rng, COUNT).format(_plural(noun)), _there_are(len(_matching(scene, kind, color)), noun)
+        color = pick(rng, scene.shapes).color if scene.shapes and rng.random() < 0.4 else None
+        count, noun = len(matching(scene, None, color)), name_of(None, color)
+        asked = plural(noun) if rng.random() < 0.7 else plural(noun.replace("shape", "object"))
+        return pick(rng, COUNT).format(asked), there_are(count, noun)
+    kind, color = descriptor(scene, rng, near_miss=0.2)
+    noun = name_of(kind, color)
+    return pick(rng, COUNT).format(plural(noun)), there_are(len(matching(scene, kind, color)), noun)
 
 
 def _ask_color(scene, rng):
     if scene.text and (not scene.shapes or rng.random() < 0.2):
         noun = _text_noun(scene)
         asked = noun if rng.random() < 0.7 else "text"
-        return _pick(rng, COLOR_ONE).format(asked), f"The {asked} is {scene.text.color}."
+        return pick(rng, COLOR_ONE).format(asked), f"The {asked} is {scene.text.color}."
     if not scene.shapes:
         return None
-    kind = _pick(rng, scene.shapes).kind
-    same = _matching(scene, kind, None)
+    kind = pick(rng, scene.shapes).kind
+    same = matching(scene, kind, None)
     if len({shape.color for shape in same}) != 1:
         return None
     if len(same) == 1:
-        return _pick(rng, COLOR_ONE).format(kind), f"The {kind} is {same[0].color}."
-    return _pick(rng, COLOR_MANY).format(_plural(kind)), f"The {_plural(kind)} are {same[0].color}."
+        return pick(rng, COLOR_ONE).format(kind), f"The {kind} is {same[0].color}."
+    return pick(rng, COLOR_MANY).format(plural(kind)), f"The {plural(kind)} are {same[0].color}."
 
 
 def _ask_shape(scene, rng):
     if not scene.shapes:
         return None
-    shape = _pick(rng, scene.shapes)
-    if len(_matching(scene, None, shape.color)) != 1:
+    shape = pick(rng, scene.shapes)
+    if len(matching(scene, None, shape.color)) != 1:
         return None
-    return _pick(rng, SHAPE_OF).format(shape.color), f"The {shape.color} shape is {_article(shape.kind)}."
+    return pick(rng, SHAPE_OF).format(shape.color), f"The {shape.color} shape is {article(shape.kind)}."
 
 
 def _ask_where(scene, rng):
     if scene.text and (not scene.shapes or rng.random() < 0.2):
         asked = _text_noun(scene) if rng.random() < 0.6 else "text"
-        return _pick(rng, WHERE).format(asked), f"The {asked} is {TEXT_ROWS[scene.text.row]}."
+        return pick(rng, WHERE).format(asked), f"The {asked} is {TEXT_ROWS[scene.text.row]}."
     if not scene.shapes:
         return None
-    shape = _pick(rng, scene.shapes)
+    shape = pick(rng, scene.shapes)
     unique = [
         (kind, color)
         for kind, color in ((shape.kind, shape.color), (shape.kind, None))
-        if len(_matching(scene, kind, color)) == 1
+        if len(matching(scene, kind, color)) == 1
     ]
     if not unique:
         return None
-    noun = _noun(*_pick(rng, unique))
-    return _pick(rng, WHERE).format(noun), f"The {noun} is {CELLS[shape.cell]}."
+    noun = name_of(*pick(rng, unique))
+    return pick(rng, WHERE).format(noun), f"The {noun} is {CELLS[shape.cell]}."
 
 
 def _ask_what_at(scene, rng):
     cells = [cell for cell in range(9) if scene.text is None or cell // 3 != scene.text.row]
     taken = {shape.cell: shape for shape in scene.shapes}
-    cell = _pick(rng, sorted(taken)) if taken and rng.random() < 0.75 else _pick(rng, cells)
-    found = _article(_noun(taken[cell].kind, taken[cell].color)) if cell in taken else "nothing"
-    return _pick(rng, WHAT_AT).format(CELLS[cell]), f"There is {found} {CELLS[cell]}."
+    cell = pick(rng, sorted(taken)) if taken and rng.random() < 0.75 else pick(rng, cells)
+    found = article(name_of(taken[cell].kind, taken[cell].color)) if cell in taken else "nothing"
+    return pick(rng, WHAT_AT).format(CELLS[cell]), f"There is {found} {CELLS[cell]}."
 
 
 def _ask_presence(scene, rng):
     if rng.random() < (0.25 if scene.text else 0.08):
         answer = f"Yes, it says {_quoted(scene)}." if scene.text else "No, there is no text."
-        return _pick(rng, PRESENCE_TEXT), answer
-    kind, color = _descriptor(scene, rng, near_miss=0.6)
-    count, noun = len(_matching(scene, kind, color)), _noun(kind, color)
-    question = _pick(rng, PRESENCE_MANY).format(_plural(noun)) if rng.random() < 0.3 else (
-        _pick(rng, PRESENCE_ONE).replace("a {}", "{}").format(_article(noun))
+        return pick(rng, PRESENCE_TEXT), answer
+    kind, color = descriptor(scene, rng, near_miss=0.6)
+    count, noun = len(matching(scene, kind, color)), name_of(kind, color)
+    question = pick(rng, PRESENCE_MANY).format(plural(noun)) if rng.random() < 0.3 else (
+        pick(rng, PRESENCE_ONE).replace("a {}", "{}").format(article(noun))
     )
     if count == 0:
         return question, f"No, there is no {noun}."
-    return question, f"Yes, there {'is' if count == 1 else 'are'} {_counted(count, noun)}."
+    return question, f"Yes, there {'is' if count == 1 else 'are'} {counted(count, noun)}."
 
 
 _ASKERS = {
@@ -276,9 +276,12 @@ _ASKERS = {
 }
 
 
-def vocabulary_text() -> list[str]:
-    """Sentences that hold every word of every question and answer, each often enough to become one token."""
-    nouns = [noun for kind in (*SHAPES, "shape", "object") for noun in (kind, _plural(kind))]
+def vocabulary_text(words: tuple[str, ...] = WORDS) -> list[str]:
+    """Sentences that hold every word of every question and answer, each often enough to become one token.
+
+    `words` are those that pictures have printed on them.
+    """
+    nouns = [noun for kind in (*SHAPES, "shape", "object") for noun in (kind, plural(kind))]
     templates = (
         SUMMARY + DETAIL + READ + READ_WORD + READ_NUMBER + COUNT + COLOR_ONE + COLOR_MANY + SHAPE_OF + WHERE + WHAT_AT
         + PRESENCE_ONE + PRESENCE_MANY + PRESENCE_TEXT + WITHOUT_PICTURE
@@ -289,7 +292,7 @@ def vocabulary_text() -> list[str]:
     lines += ["Yes, there is a. Yes, there are an. No, there is no. No, there are no."] * 8
     lines += ["It says. An A nothing and any"] * 8
     lines += [number.capitalize() for number in NUMBERS] * 8
-    lines += [f'"{word}"' for word in WORDS] * 8
+    lines += [f'"{word}"' for word in words] * 8
     # A question follows a line break, so its first word has no space in front of it; nor does a hasty, lower-case one.
     first = sorted({template.split()[0].rstrip("!?.") for template in templates})
     lines += [f'"{spelling}"' for word in first for spelling in (word, word.lower())] * 8

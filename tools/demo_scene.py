@@ -59,6 +59,19 @@ SUPERSAMPLE = 3
 
 
 @dataclass(frozen=True)
+class Variety:
+    """What the scenes of one model may be like.
+
+    `longest` is the largest ratio of a picture's sides, `smallest` the least radius as a share of the long side.
+    """
+
+    text_share: float = 0.42
+    most_shapes: int = 6
+    longest: float = 1.8
+    smallest: float = 0.0
+
+
+@dataclass(frozen=True)
 class Shape:
     """One shape; lengths are fractions of the central square's side."""
 
@@ -131,11 +144,11 @@ class Scene:
         return "heldout" if share == 0 else "train"
 
 
-def sample_scene(split: str, index: int) -> Scene:
+def sample_scene(split: str, index: int, variety: Variety = Variety()) -> Scene:
     """The scene number `index` of a split; the same on every machine with the same numpy."""
     rng = np.random.default_rng([SPLITS[split], index])
     while True:
-        scene = _try_scene(rng)
+        scene = _try_scene(rng, variety)
         if scene is not None and scene.split() == split:
             return scene
 
@@ -143,9 +156,9 @@ def sample_scene(split: str, index: int) -> Scene:
 # ------------------------------------------------------------------------------------------------ sampling
 
 
-def _try_scene(rng: np.random.Generator) -> Scene | None:
-    text = _sample_text(rng) if rng.random() < 0.42 else None
-    groups = _sample_groups(rng, text)
+def _try_scene(rng: np.random.Generator, variety: Variety) -> Scene | None:
+    text = _sample_text(rng) if rng.random() < variety.text_share else None
+    groups = _sample_groups(rng, text, variety.most_shapes)
     shapes = _place(rng, groups, text)
     if shapes is None:
         return None
@@ -153,7 +166,10 @@ def _try_scene(rng: np.random.Generator) -> Scene | None:
     background = _sample_background(rng, inks)
     if background is None:
         return None
-    width, height = _sample_size(rng)
+    width, height = _sample_size(rng, variety.longest)
+    share = min(width, height) / max(width, height)
+    if any(shape.radius * share < variety.smallest for shape in shapes):
+        return None
     return Scene(width, height, background, shapes, text, _sample_camera(rng))
 
 
@@ -194,7 +210,7 @@ def _sample_text(rng: np.random.Generator) -> Text:
     )
 
 
-def _sample_groups(rng: np.random.Generator, text: Text | None) -> list[tuple[str, str]]:
+def _sample_groups(rng: np.random.Generator, text: Text | None, most_shapes: int) -> list[tuple[str, str]]:
     """A (kind, colour) pair per shape; equal pairs form the groups that a description names."""
     kinds, colors = list(SHAPES), list(COLORS)
 
@@ -204,7 +220,7 @@ def _sample_groups(rng: np.random.Generator, text: Text | None) -> list[tuple[st
     mode = rng.random()
     if text is not None and mode < 0.30:
         return []
-    most = 5 if text else 6
+    most = most_shapes - 1 if text else most_shapes
     if mode < 0.45:
         return [pair()]
     if mode < 0.60:
@@ -285,9 +301,9 @@ def _sample_background(rng: np.random.Generator, inks: list[tuple[int, int, int]
     return None
 
 
-def _sample_size(rng: np.random.Generator) -> tuple[int, int]:
+def _sample_size(rng: np.random.Generator, longest: float) -> tuple[int, int]:
     short = round(math.exp(rng.uniform(math.log(120), math.log(420))))
-    aspect = 1.0 if rng.random() < 0.25 else math.exp(rng.uniform(0, math.log(1.8)))
+    aspect = 1.0 if rng.random() < 0.25 else math.exp(rng.uniform(0, math.log(longest)))
     long = min(640, int(short * aspect))
     return (long, short) if rng.random() < 0.6 else (short, long)
 

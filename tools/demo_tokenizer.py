@@ -29,15 +29,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> Tokenizer:
-    """Learns the merges from `vocabulary_text`; the same on every run."""
+def byte_fallback_bpe(lines: list[str]) -> Tokenizer:
+    """Learns the merges from `lines`; the same on every run. The tokens that are no text are still to be added."""
     alphabet = [chr(code) for code in range(33, 127)] + [SPACE]
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
     )
     learner.train_from_iterator(
-        vocabulary_text(),
+        lines,
         trainers.BpeTrainer(vocab_size=4096, min_frequency=2, initial_alphabet=alphabet, show_progress=False),
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
@@ -59,11 +59,17 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS, IMAGE, PAD)]
-    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def build_tokenizer() -> Tokenizer:
+    """LLaVA's added tokens behind the merges of `vocabulary_text`."""
+    tokenizer = byte_fallback_bpe(vocabulary_text())
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token in (UNK, BOS, EOS, IMAGE, PAD)]
     )
     return tokenizer
 
@@ -80,7 +86,7 @@ def save_processor(folder: Path, tokenizer: Tokenizer, image_size: int, patch_si
         for token, number in sorted(ids.items(), key=lambda pair: pair[1])
     }
     special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-    _write(folder / "tokenizer_config.json", {
+    write_json(folder / "tokenizer_config.json", {
         "add_bos_token": True,
         "add_eos_token": False,
         "added_tokens_decoder": added,
@@ -96,9 +102,9 @@ def save_processor(folder: Path, tokenizer: Tokenizer, image_size: int, patch_si
         "tokenizer_class": "LlamaTokenizer",
     })
     # Processors read the template here, tokenizers there.
-    _write(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    _write(folder / "special_tokens_map.json", {**special, "image_token": IMAGE})
-    _write(folder / "preprocessor_config.json", {
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_json(folder / "special_tokens_map.json", {**special, "image_token": IMAGE})
+    write_json(folder / "preprocessor_config.json", {
         "crop_size": {"height": image_size, "width": image_size},
         "do_center_crop": True,
         "do_convert_rgb": True,
@@ -113,14 +119,14 @@ def save_processor(folder: Path, tokenizer: Tokenizer, image_size: int, patch_si
         "rescale_factor": 0.00392156862745098,
         "size": {"shortest_edge": image_size},
     })
-    _write(folder / "processor_config.json", {
+    write_json(folder / "processor_config.json", {
         "image_token": IMAGE,
         "num_additional_image_tokens": 1,
         "patch_size": patch_size,
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": "default",
     })
-    _write(folder / "generation_config.json", {
+    write_json(folder / "generation_config.json", {
         "_from_model_config": True,
         "bos_token_id": ids[BOS],
         "eos_token_id": ids[EOS],
@@ -129,5 +135,5 @@ def save_processor(folder: Path, tokenizer: Tokenizer, image_size: int, patch_si
     })
 
 
-def _write(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

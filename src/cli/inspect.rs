@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{ModelArgs, human_bytes};
 use crate::engine::{Checkpoint, available_memory};
 use crate::mem::Region;
-use crate::models::{ImageInputType, Limits, Vlm};
+use crate::models::{ImageInputType, Limits, Parts, Vlm};
 use crate::ops::KV_BLOCK;
 use crate::weights::Weights;
 
@@ -73,12 +73,12 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         max_num_seqs: seqs,
         max_num_batched_tokens: checkpoint.max_model_len.max(seqs),
         max_logit_rows: seqs,
-        max_tiles: checkpoint.max_images,
+        max_tiles: checkpoint.max_images * checkpoint.facts().pictures.max_tiles,
         kept_tiles: 0,
         kv_blocks: 0,
     })?;
     let memory = memory_plan(args, &checkpoint, &*model)?;
-    let warnings = [checkpoint.warnings(), model.warnings()].concat();
+    let warnings = [checkpoint.warnings(), &model.areas().warnings].concat();
     let report = Report { checkpoint, model, memory, warnings };
     let text = if args.json { format!("{:#}\n", as_json(args, &report)) } else { as_text(args, &report) };
     Ok(io::stdout().write_all(text.as_bytes())?)
@@ -114,23 +114,24 @@ fn contents(weights: Option<&Weights>, model: &dyn Vlm) -> String {
 }
 
 /// Blocks of the vision tower that a picture passes.
-fn blocks_run(c: &Checkpoint) -> usize {
+fn blocks_run(c: &Checkpoint, parts: &Parts) -> usize {
     match c.image_input_type {
-        ImageInputType::PixelValues => c.llava().vision_blocks(),
+        ImageInputType::PixelValues => parts.vision_blocks(),
         ImageInputType::ImageFeatures => 0,
     }
 }
 
-fn as_text(args: &InspectArgs, report: &Report) -> String {
-    let Report { checkpoint: c, model, memory: m, warnings } = report;
-    let llava = c.llava();
-    let (v, t) = (&llava.vision, &llava.text);
-    let mut out =
-        format!("{}\n  {}, {}\n", c.name, c.config.model.family.architecture(), contents(c.weights.as_ref(), &**model));
-    out += &format!(
-        "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {} tokens a picture\n",
+/// The sizes of a model that is CLIP in front of Llama.
+fn parts_text(c: &Checkpoint, parts: &Parts) -> String {
+    let (v, t, pictures) = (&parts.vision, &parts.text, &c.facts().pictures);
+    let cost = match (pictures.same_for_all, pictures.max_tokens, pictures.max_tiles) {
+        (true, tokens, _) => format!("{tokens} tokens a picture"),
+        (false, tokens, tiles) => format!("up to {tiles} tiles and {tokens} tokens a picture"),
+    };
+    let vision = format!(
+        "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {cost}\n",
         v.hidden_size,
-        blocks_run(c),
+        blocks_run(c, parts),
         v.num_hidden_layers,
         v.num_attention_heads,
         v.head_dim,
@@ -138,20 +139,29 @@ fn as_text(args: &InspectArgs, report: &Report) -> String {
         v.image_size,
         v.image_size,
         v.patch_size,
-        llava.image_tokens(),
     );
-    out += &format!(
-        "text     hidden {}, {} layers, {} heads and {} of keys and values, of {}, mlp {}\n         vocabulary {}, context {}, rope theta {}\n",
-        t.hidden_size,
-        t.num_hidden_layers,
-        t.num_attention_heads,
-        t.num_key_value_heads,
-        t.head_dim,
-        t.intermediate_size,
-        t.vocab_size,
-        t.max_position_embeddings,
-        t.rope_theta,
-    );
+    let long = t.long_rope.as_ref().map_or_else(String::new, |long| {
+        format!(", other angles beyond {} tokens", long.original_max_position_embeddings)
+    });
+    vision
+        + &format!(
+            "text     hidden {}, {} layers, {} heads and {} of keys and values, of {}, mlp {}\n         vocabulary {}, context {}, rope theta {}{long}\n",
+            t.hidden_size,
+            t.num_hidden_layers,
+            t.num_attention_heads,
+            t.num_key_value_heads,
+            t.head_dim,
+            t.intermediate_size,
+            t.vocab_size,
+            t.max_position_embeddings,
+            t.rope_theta,
+        )
+}
+
+fn as_text(args: &InspectArgs, report: &Report) -> String {
+    let Report { checkpoint: c, model, memory: m, warnings } = report;
+    let mut out = format!("{}\n  {}, {}\n", c.name, c.facts().architecture, contents(c.weights.as_ref(), &**model));
+    out += &c.facts().parts.as_ref().map_or_else(String::new, |parts| parts_text(c, parts));
     let tokens = m.kv_blocks * KV_BLOCK as u64;
     out += &format!(
         "\nmemory in {}, {} sequence{} of {} tokens a step\n  weights  {:>9}\n  scratch  {:>9}\n  io       {:>9}\n",
@@ -189,24 +199,14 @@ fn as_text(args: &InspectArgs, report: &Report) -> String {
 
 fn as_json(args: &InspectArgs, report: &Report) -> Value {
     let Report { checkpoint: c, memory: m, warnings, .. } = report;
-    let llava = c.llava();
-    let (v, t) = (&llava.vision, &llava.text);
+    let pictures = &c.facts().pictures;
     let mut out = json!({
         "model": c.name,
-        "architecture": c.config.model.family.architecture(),
+        "architecture": c.facts().architecture,
         "dtype": c.dtype.name(),
         "max_model_len": c.max_model_len,
-        "image_tokens": llava.image_tokens(),
-        "vision": {
-            "hidden_size": v.hidden_size, "intermediate_size": v.intermediate_size, "num_hidden_layers": v.num_hidden_layers,
-            "num_attention_heads": v.num_attention_heads, "head_dim": v.head_dim, "image_size": v.image_size,
-            "patch_size": v.patch_size, "feature_layers": llava.feature_layers, "blocks_run": blocks_run(c),
-        },
-        "text": {
-            "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size, "num_hidden_layers": t.num_hidden_layers,
-            "num_attention_heads": t.num_attention_heads, "num_key_value_heads": t.num_key_value_heads, "head_dim": t.head_dim,
-            "vocab_size": t.vocab_size, "max_position_embeddings": t.max_position_embeddings, "rope_theta": t.rope_theta,
-        },
+        "image_tokens": pictures.max_tokens,
+        "image_tiles": pictures.max_tiles,
         "files": c.weights.iter().flat_map(Weights::files).map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "memory": {
             "weights_bytes": m.weights, "scratch_bytes": m.scratch, "io_bytes": m.io, "kv_block_bytes": m.kv_block,
@@ -215,6 +215,19 @@ fn as_json(args: &InspectArgs, report: &Report) -> Value {
         },
         "warnings": warnings,
     });
+    if let Some(parts) = &c.facts().parts {
+        let (v, t) = (&parts.vision, &parts.text);
+        out["vision"] = json!({
+            "hidden_size": v.hidden_size, "intermediate_size": v.intermediate_size, "num_hidden_layers": v.num_hidden_layers,
+            "num_attention_heads": v.num_attention_heads, "head_dim": v.head_dim, "image_size": v.image_size,
+            "patch_size": v.patch_size, "feature_layers": parts.feature_layers, "blocks_run": blocks_run(c, parts),
+        });
+        out["text"] = json!({
+            "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size, "num_hidden_layers": t.num_hidden_layers,
+            "num_attention_heads": t.num_attention_heads, "num_key_value_heads": t.num_key_value_heads, "head_dim": t.head_dim,
+            "vocab_size": t.vocab_size, "max_position_embeddings": t.max_position_embeddings, "rope_theta": t.rope_theta,
+        });
+    }
     if args.tensors {
         let tensor = |(name, t): (&str, &crate::weights::Tensor)| json!({"name": name, "dtype": format!("{:?}", t.stored), "shape": t.shape});
         out["tensors"] = c.weights.iter().flat_map(Weights::tensors).map(tensor).collect();

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{ModelArgs, human_bytes, locate};
+use crate::config::ProcessorKwargs;
 use crate::engine::Checkpoint;
 use crate::models::{ImageInputType, Limits, StepShape};
 use crate::plan::{Plan, Step};
@@ -80,7 +81,7 @@ impl PlanArgs {
 fn build(args: &PlanArgs) -> Result<Plan> {
     let (model, kind) = args.model_and_kind();
     let checkpoint = Checkpoint::open(&locate::model(model.as_deref())?, &args.model.options())?;
-    let usual = checkpoint.llava().image_tokens() + 64;
+    let usual = checkpoint.facts().pictures.max_tokens + 64;
     let (batch, images) = (args.batch as usize, args.images as usize);
     let usual = usual.min(checkpoint.max_model_len);
     let tokens = args.tokens.map_or(usual, |n| n as usize);
@@ -99,14 +100,17 @@ fn build(args: &PlanArgs) -> Result<Plan> {
         max_num_seqs: batch,
         max_num_batched_tokens: batch * tokens,
         max_logit_rows: batch,
-        max_tiles: images,
+        max_tiles: images * checkpoint.facts().pictures.max_tiles,
         kept_tiles: 0,
         kv_blocks: 0,
     })?;
     let shape = StepShape { decode: 0, prefill_seqs: 0, prefill_tokens: 0, logit_rows: batch, context };
     Ok(match kind {
         Kind::Encode => match checkpoint.image_input_type {
-            ImageInputType::PixelValues => model.encode_plan(images),
+            ImageInputType::PixelValues => {
+                let picture = model.processor(&ProcessorKwargs::new())?.prepare(&model.dummy_image()?)?;
+                model.encode_plan(images * picture.tiles)
+            }
             ImageInputType::ImageFeatures => model.project_plan(images),
         },
         Kind::Decode => model.step_plan(StepShape { decode: batch, ..shape }),

@@ -1,4 +1,4 @@
-//! config.json of LLaVA-1.5.
+//! config.json of LLaVA-1.5 and of LLaVA-NeXT.
 
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
@@ -8,11 +8,14 @@ use super::clip::ClipConfig;
 use super::json::shown;
 use super::llama::{LlamaConfig, SpecialTokens};
 use super::model::Activation;
-use super::object::{Nulls, Object};
+use super::object::{Nulls, Object, size};
 
-/// What config.json says of a LLaVA-1.5 model.
+/// What config.json says of a LLaVA model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlavaConfig {
+    /// `image_grid_pinpoints` of LLaVA-NeXT: height and width in pixels of the resolutions at which a picture is looked at
+    /// in tiles; `None` in LLaVA-1.5, which looks at every picture once.
+    pub pinpoints: Option<Vec<(u32, u32)>>,
     /// The placeholder token: each stands for one row of picture features. Below `text.vocab_size`.
     pub image_token_index: u32,
     /// Between the projector's two matrices.
@@ -45,14 +48,55 @@ impl Select {
 }
 
 /// Without effect in LLaVA's outer config. `image_seq_length` is written as 576 whatever the picture size; how many
-/// tokens a picture takes follows from the tower. `vocab_size` is an old copy of the text model's.
-const INERT: &[&str] = &["ignore_index", "image_seq_length", "vocab_size"];
+/// tokens a picture takes follows from the tower. `vocab_size` is an old copy of the text model's. A checkpoint of
+/// LLaVA-NeXT has a newline whatever `use_image_newline_parameter` says.
+const INERT: &[&str] = &["ignore_index", "image_seq_length", "use_image_newline_parameter", "vocab_size"];
+
+/// What LLaVA-NeXT has where the file has no resolutions.
+const PINPOINTS: [(u32, u32); 5] = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)];
+
+/// Most resolutions.
+const MAX_PINPOINTS: usize = 256;
+/// Most tiles of a resolution.
+const MAX_GRID: u32 = 64;
 
 impl LlavaConfig {
     /// Fields that may be `null`: transformers takes a missing part as the default one.
     pub(super) const NULLS: Nulls = super::model::NULLABLE;
 
+    /// LLaVA-1.5.
     pub(super) fn read(o: &mut Object) -> Result<(LlavaConfig, SpecialTokens)> {
+        let (config, special) = LlavaConfig::common(o)?;
+        o.finish(&[base::INERT, base::OLD_GENERATION, INERT])?;
+        Ok((config, special))
+    }
+
+    /// LLaVA-NeXT.
+    pub(super) fn read_next(o: &mut Object) -> Result<(LlavaConfig, SpecialTokens)> {
+        let (config, special) = LlavaConfig::common(o)?;
+        let key = "vision_feature_select_strategy";
+        ensure!(
+            config.select == Select::Default,
+            "{} = \"full\" is not supported with image_grid_pinpoints; only \"default\" is: tiles are put together by \
+             their patches",
+            o.at(key)
+        );
+        let side = config.vision.image_size;
+        let pinpoints = pinpoints(o)?.unwrap_or_else(|| PINPOINTS.to_vec());
+        for &(height, width) in &pinpoints {
+            let tiles = [height, width].map(|n| (n as usize).is_multiple_of(side).then_some(n / side as u32));
+            ensure!(
+                matches!(tiles, [Some(down), Some(across)] if down * across <= MAX_GRID),
+                "{} has {height}x{width}; both must be multiples of vision_config.image_size = {side}, of at most {MAX_GRID} \
+                 tiles together",
+                o.at("image_grid_pinpoints")
+            );
+        }
+        o.finish(&[base::INERT, base::OLD_GENERATION, INERT])?;
+        Ok((LlavaConfig { pinpoints: Some(pinpoints), ..config }, special))
+    }
+
+    fn common(o: &mut Object) -> Result<(LlavaConfig, SpecialTokens)> {
         base::check(o)?;
         let vision = match o.object("vision_config", ClipConfig::NULLS)? {
             Some(mut vision) => ClipConfig::read(&mut vision)?,
@@ -69,6 +113,7 @@ impl LlavaConfig {
         let special =
             SpecialTokens { bos: inner.bos.or(outer.bos), eos: inner.eos.or(outer.eos), pad: inner.pad.or(outer.pad) };
         let config = LlavaConfig {
+            pinpoints: None,
             image_token_index: image_token(o, text.vocab_size)?,
             projector_act: o.choice("projector_hidden_act", Activation::NAMES)?.unwrap_or(Activation::Gelu),
             projector_bias: o.flag("multimodal_projector_bias")?.unwrap_or(true),
@@ -77,12 +122,11 @@ impl LlavaConfig {
             vision,
             text,
         };
-        o.finish(&[base::INERT, base::OLD_GENERATION, INERT])?;
         Ok((config, special))
     }
 
-    /// Tokens that one picture takes: rows of the projector's output.
-    pub fn image_tokens(&self) -> usize {
+    /// Rows of the projector's output for a tile, which in LLaVA-1.5 are the tokens of a picture.
+    pub fn tile_rows(&self) -> usize {
         match self.select {
             Select::Default => self.vision.patches(),
             Select::Full => self.vision.patches() + 1,
@@ -98,6 +142,19 @@ impl LlavaConfig {
     pub fn vision_blocks(&self) -> usize {
         self.feature_layers.iter().copied().max().unwrap_or(0)
     }
+}
+
+/// `image_grid_pinpoints`, in config.json or in preprocessor_config.json.
+pub(super) fn pinpoints(o: &mut Object) -> Result<Option<Vec<(u32, u32)>>> {
+    let pair = |value: &Value| match value.as_array()?.as_slice() {
+        [height, width] => Some((size(height, 1 << 16)? as u32, size(width, 1 << 16)? as u32)),
+        _ => None,
+    };
+    let pairs = |value: &Value| {
+        let pairs: Vec<_> = value.as_array()?.iter().map(pair).collect::<Option<_>>()?;
+        (1..=MAX_PINPOINTS).contains(&pairs.len()).then_some(pairs)
+    };
+    o.read("image_grid_pinpoints", format!("1 to {MAX_PINPOINTS} pairs of a height and a width in pixels"), pairs)
 }
 
 /// The placeholder's id, in either spelling.

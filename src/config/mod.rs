@@ -14,24 +14,28 @@ use anyhow::{Context, Result, ensure};
 mod base;
 mod clip;
 mod generation;
+mod hd;
 mod json;
 mod llama;
 mod llava;
 mod model;
 mod object;
+mod phi3v;
 mod preprocessor;
 
 pub use clip::ClipConfig;
 pub use generation::{Generation, SamplingDefaults};
-pub use llama::LlamaConfig;
+pub use hd::HdConfig;
+pub use llama::{LlamaConfig, LongRope};
 pub use llava::{LlavaConfig, Select};
-pub use model::{Activation, Family, ModelConfig};
-pub use preprocessor::{Preprocessor, ProcessorKwargs, Resample, Resize};
+pub use model::{Activation, Family, ModelConfig, architecture, float_dtype};
+pub use phi3v::Phi3VConfig;
+pub use preprocessor::{Pictures, Preprocessor, ProcessorKwargs, Resample, Resize};
 
 /// Largest settings file, in bytes.
 pub const MAX_FILE: u64 = 16 << 20;
 
-/// Everything that a checkpoint says apart from tensors and text.
+/// Everything that a checkpoint of a family of this crate says apart from tensors and text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// config.json.
@@ -39,9 +43,7 @@ pub struct Config {
     /// generation_config.json, or what config.json says in its place.
     pub generation: Generation,
     /// preprocessor_config.json, or the `image_processor` of processor_config.json.
-    pub preprocessor: Preprocessor,
-    /// How the placeholder is spelled; its id is [`LlavaConfig::image_token_index`].
-    pub image_token: String,
+    pub pictures: Pictures,
 }
 
 /// The texts of a checkpoint's settings files.
@@ -57,26 +59,51 @@ pub struct Files<'a> {
     pub processor: Option<&'a [u8]>,
 }
 
-impl Config {
-    /// Reads the settings of the checkpoint in `dir`.
+/// The settings files of a directory.
+#[derive(Clone, Debug, Default)]
+pub struct Texts {
+    config: Vec<u8>,
+    generation: Option<Vec<u8>>,
+    preprocessor: Option<Vec<u8>>,
+    processor: Option<Vec<u8>>,
+}
+
+impl Texts {
+    /// Reads those of the checkpoint in `dir`.
     ///
     /// # Errors
-    /// When a file that is needed is absent or cannot be read, and whatever [`Config::parse`] refuses.
-    pub fn load(dir: &Path) -> Result<Config> {
+    /// When config.json is absent, or a file is no regular one, too large or cannot be read.
+    pub fn read(dir: &Path) -> Result<Texts> {
         let read = |name| read(dir, name).with_context(|| format!("{}", dir.join(name).display()));
         let config = read("config.json")?.with_context(|| {
             format!("{}: config.json is not there; give the directory of a Hugging Face checkpoint", dir.display())
         })?;
-        let generation = read("generation_config.json")?;
-        let preprocessor = read("preprocessor_config.json")?;
-        let processor = read("processor_config.json")?;
-        let files = Files {
-            config: &config,
-            generation: generation.as_deref(),
-            preprocessor: preprocessor.as_deref(),
-            processor: processor.as_deref(),
-        };
-        Config::parse(&files).with_context(|| format!("{}", dir.display()))
+        Ok(Texts {
+            config,
+            generation: read("generation_config.json")?,
+            preprocessor: read("preprocessor_config.json")?,
+            processor: read("processor_config.json")?,
+        })
+    }
+
+    /// To be parsed.
+    pub fn files(&self) -> Files<'_> {
+        Files {
+            config: &self.config,
+            generation: self.generation.as_deref(),
+            preprocessor: self.preprocessor.as_deref(),
+            processor: self.processor.as_deref(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the settings of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// Those of [`Texts::read`], and whatever [`Config::parse`] refuses.
+    pub fn load(dir: &Path) -> Result<Config> {
+        Config::parse(&Texts::read(dir)?.files()).with_context(|| format!("{}", dir.display()))
     }
 
     /// Reads settings from memory.
@@ -86,14 +113,15 @@ impl Config {
     /// allowed, or contradicts another. The message names file, field, value and what is allowed.
     pub fn parse(files: &Files) -> Result<Config> {
         let (model, special) = ModelConfig::parse(files.config)?;
-        let Family::Llava(llava) = &model.family;
         let generation = Generation::parse(files.generation, special, model.family.vocab_size())?;
-        let image = llava.image_token_index;
-        for (name, ids) in [("bos", generation.bos.as_slice()), ("eos", generation.eos.as_slice())] {
-            ensure!(!ids.contains(&image), "config.json: image_token_index = {image} is also the {name} token");
+        if let Family::Llava(llava) = &model.family {
+            let image = llava.image_token_index;
+            for (name, ids) in [("bos", generation.bos.as_slice()), ("eos", generation.eos.as_slice())] {
+                ensure!(!ids.contains(&image), "config.json: image_token_index = {image} is also the {name} token");
+            }
         }
-        let processor = preprocessor::parse(files.preprocessor, files.processor, llava)?;
-        Ok(Config { generation, preprocessor: processor.image, image_token: processor.image_token, model })
+        let pictures = preprocessor::parse(files.preprocessor, files.processor, &model.family)?;
+        Ok(Config { generation, pictures, model })
     }
 }
 

@@ -7,13 +7,14 @@ use super::json::{self, shown};
 use super::llama::SpecialTokens;
 use super::llava::LlavaConfig;
 use super::object::{Nulls, Object};
+use super::phi3v::Phi3VConfig;
 use crate::mem::DType;
 
 /// config.json of a supported model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// `dtype` or `torch_dtype`: the type that the writer says the tensors have. What is stored decides; see
-    /// [`ModelConfig::float_dtype`].
+    /// [`float_dtype`].
     pub dtype: Option<DType>,
     /// The model, by `architectures[0]`.
     pub family: Family,
@@ -22,8 +23,10 @@ pub struct ModelConfig {
 /// A model family with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Family {
-    /// `LlavaForConditionalGeneration`: LLaVA-1.5.
+    /// `LlavaForConditionalGeneration`, which is LLaVA-1.5, and `LlavaNextForConditionalGeneration`.
     Llava(LlavaConfig),
+    /// `Phi3VForCausalLM`: Phi-3-vision and Phi-3.5-vision.
+    Phi3V(Phi3VConfig),
 }
 
 /// The function between two matrices of an MLP.
@@ -45,10 +48,24 @@ impl Activation {
 type Reader = fn(&mut Object) -> Result<(Family, SpecialTokens)>;
 
 /// `architectures[0]`, `model_type`, and who reads the rest.
-const FAMILIES: &[(&str, &str, Reader)] = &[("LlavaForConditionalGeneration", "llava", |o| {
-    let (llava, special) = LlavaConfig::read(o)?;
-    Ok((Family::Llava(llava), special))
-})];
+const FAMILIES: &[(&str, &str, Reader)] = &[
+    (LLAVA, "llava", |o| {
+        let (llava, special) = LlavaConfig::read(o)?;
+        Ok((Family::Llava(llava), special))
+    }),
+    (LLAVA_NEXT, "llava_next", |o| {
+        let (llava, special) = LlavaConfig::read_next(o)?;
+        Ok((Family::Llava(llava), special))
+    }),
+    (PHI3_V, "phi3_v", |o| {
+        let (phi, special) = Phi3VConfig::read(o)?;
+        Ok((Family::Phi3V(phi), special))
+    }),
+];
+
+const LLAVA: &str = "LlavaForConditionalGeneration";
+const LLAVA_NEXT: &str = "LlavaNextForConditionalGeneration";
+const PHI3_V: &str = "Phi3VForCausalLM";
 
 const FILE: &str = "config.json";
 
@@ -71,34 +88,51 @@ impl ModelConfig {
         let (family, special) = reader(&mut o)?;
         Ok((ModelConfig { dtype, family }, special))
     }
+}
 
-    /// The type to compute in when the user does not choose one: `stored`, the one that most of the tensors have
-    /// ([`crate::weights::Weights::float_dtype`]), and only without it the one that config.json states. When the two
-    /// disagree, the second value says so.
-    pub fn float_dtype(&self, stored: Option<DType>) -> (DType, Option<String>) {
-        let dtype = stored.or(self.dtype).unwrap_or(DType::F32);
-        let warning = self
-            .dtype
-            .filter(|&said| said != dtype)
-            .map(|said| format!("{FILE} says that the tensors are {said}, but most are {dtype}; {dtype} is used"));
-        (dtype, warning)
-    }
+/// The type to compute in when the user does not choose one: `stored`, the one that most of the tensors have
+/// ([`crate::weights::Weights::float_dtype`]), and only without it the one that config.json states, `said`. When the two
+/// disagree, the second value says so.
+pub fn float_dtype(said: Option<DType>, stored: Option<DType>) -> (DType, Option<String>) {
+    let dtype = stored.or(said).unwrap_or(DType::F32);
+    let warning = said
+        .filter(|&said| said != dtype)
+        .map(|said| format!("{FILE} says that the tensors are {said}, but most are {dtype}; {dtype} is used"));
+    (dtype, warning)
 }
 
 impl Family {
     /// `architectures[0]`.
     pub fn architecture(&self) -> &'static str {
         match self {
-            Family::Llava(_) => "LlavaForConditionalGeneration",
+            Family::Llava(llava) if llava.pinpoints.is_some() => LLAVA_NEXT,
+            Family::Llava(_) => LLAVA,
+            Family::Phi3V(_) => PHI3_V,
         }
     }
 
     /// Rows of the embedding: token ids are below it.
     pub fn vocab_size(&self) -> usize {
         match self {
-            Family::Llava(llava) => llava.text.vocab_size,
+            Family::Llava(LlavaConfig { text, .. }) | Family::Phi3V(Phi3VConfig { text, .. }) => text.vocab_size,
         }
     }
+}
+
+/// `architectures[0]` of a config.json, whatever else it holds.
+///
+/// # Errors
+/// When it is not a JSON object, or names none.
+pub fn architecture(config: &[u8]) -> Result<String> {
+    let fields = json::object(FILE, config)?;
+    match first_architecture(&fields) {
+        Some(name) => Ok(name.to_owned()),
+        None => bail!("{FILE}: architectures is missing, or names no model; it is a list of one name"),
+    }
+}
+
+fn first_architecture(fields: &Map<String, Value>) -> Option<&str> {
+    fields.get("architectures")?.as_array()?.first()?.as_str()
 }
 
 /// The entry of [`FAMILIES`] that `architectures` names.
@@ -108,7 +142,7 @@ fn family(fields: &Map<String, Value>) -> Result<(&'static str, &'static str, Re
     let Some(value) = fields.get("architectures") else {
         bail!("{FILE}: architectures is missing; this build supports {supported}");
     };
-    let first = value.as_array().and_then(|list| list.first()).and_then(Value::as_str);
+    let first = first_architecture(fields);
     match FAMILIES.iter().find(|(name, ..)| Some(*name) == first) {
         Some(&found) => Ok(found),
         None => bail!("{FILE}: architectures = {} is not supported; this build supports [{supported}]", shown(value)),
@@ -121,6 +155,8 @@ pub(super) const NULLABLE: Nulls = Nulls::In(&[
     "dtype",
     "eos_token_id",
     "pad_token_id",
+    "rope_parameters",
+    "rope_scaling",
     "text_config",
     "torch_dtype",
     "vision_config",

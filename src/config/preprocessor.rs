@@ -4,9 +4,20 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::clip::ClipConfig;
+use super::hd::HdConfig;
 use super::json;
-use super::llava::{LlavaConfig, Select};
+use super::llava::{LlavaConfig, Select, pinpoints};
+use super::model::Family;
 use super::object::{Nulls, Object, size};
+
+/// How pictures are made ready, by the kind of processor that a family has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pictures {
+    /// LLaVA's: CLIP's steps. In LLaVA-NeXT they apply to every tile, and give its size, its filter and its values.
+    Clip(Preprocessor),
+    /// Phi-3-vision's.
+    Hd(HdConfig),
+}
 
 /// CLIP's preprocessing, in the order of its steps: pad, resize, crop, rescale, normalise. Whatever the steps, the
 /// result is `image_size` x `image_size` of the tower; that is checked on reading.
@@ -87,6 +98,7 @@ pub enum Resample {
 enum Kind {
     Clip,
     Llava,
+    Next,
 }
 
 /// The classes whose steps are implemented; suffixes name implementations of the same steps.
@@ -97,6 +109,9 @@ const KINDS: &[(&str, Kind)] = &[
     ("LlavaImageProcessor", Kind::Llava),
     ("LlavaImageProcessorFast", Kind::Llava),
     ("LlavaImageProcessorPil", Kind::Llava),
+    ("LlavaNextImageProcessor", Kind::Next),
+    ("LlavaNextImageProcessorFast", Kind::Next),
+    ("LlavaNextImageProcessorPil", Kind::Next),
 ];
 
 /// Without effect on the pixels: bookkeeping, and the layout of arrays that never leave the process.
@@ -142,54 +157,59 @@ const CLIP: Preprocessor = Preprocessor {
     may_pad: false,
 };
 
-/// What the two files say together.
-pub(super) struct Processor {
-    pub image: Preprocessor,
-    pub image_token: String,
-}
-
 /// Reads both files: transformers 5 writes the picture's settings into processor_config.json, earlier versions into a
 /// file of their own. Where both have them, they must agree.
-pub(super) fn parse(preprocessor: Option<&[u8]>, processor: Option<&[u8]>, llava: &LlavaConfig) -> Result<Processor> {
-    let own = match preprocessor {
-        Some(text) => {
-            let fields = json::object(FILE, text)?;
-            Some(Preprocessor::read(&mut Object::new(FILE, &fields, Nulls::Everywhere), &llava.vision)?)
+pub(super) fn parse(preprocessor: Option<&[u8]>, processor: Option<&[u8]>, family: &Family) -> Result<Pictures> {
+    let own = preprocessor.map(|text| json::object(FILE, text)).transpose()?;
+    let beside = processor.map(|text| json::object(PROCESSOR, text)).transpose()?;
+    let own = own.as_ref().map(|fields| Object::new(FILE, fields, Nulls::Everywhere));
+    let beside = beside.as_ref().map(|fields| Object::new(PROCESSOR, fields, Nulls::Everywhere));
+    match family {
+        Family::Llava(llava) => Ok(Pictures::Clip(clip(own, beside, llava)?)),
+        Family::Phi3V(phi) => {
+            let own = own.map(|mut o| HdConfig::read(&mut o, &phi.vision)).transpose()?;
+            let nested = beside.map(|mut o| hd_processor_config(&mut o, &phi.vision)).transpose()?.flatten();
+            Ok(Pictures::Hd(one_of(own, nested)?))
         }
-        None => None,
-    };
-    let (nested, image_token) = match processor {
-        Some(text) => {
-            let fields = json::object(PROCESSOR, text)?;
-            processor_config(&mut Object::new(PROCESSOR, &fields, Nulls::Everywhere), llava)?
-        }
-        None => (None, None),
-    };
-    let image = match (own, nested) {
+    }
+}
+
+fn clip(own: Option<Object>, beside: Option<Object>, llava: &LlavaConfig) -> Result<Preprocessor> {
+    let own = own.map(|mut o| Preprocessor::read(&mut o, llava)).transpose()?;
+    let nested = beside.map(|mut o| processor_config(&mut o, llava)).transpose()?.flatten();
+    // Either may leave out the class that decides this.
+    let may_pad = [&own, &nested].into_iter().flatten().any(|p| p.may_pad);
+    let [own, nested] = [own, nested].map(|p| p.map(|p| Preprocessor { may_pad, ..p }));
+    one_of(own, nested)
+}
+
+/// What the two files say together.
+fn one_of<T: PartialEq>(own: Option<T>, nested: Option<T>) -> Result<T> {
+    match (own, nested) {
         (Some(own), Some(nested)) => {
-            // Either may leave out the class that decides this.
-            let may_pad = own.may_pad || nested.may_pad;
-            let [own, nested] = [own, nested].map(|p| Preprocessor { may_pad, ..p });
             ensure!(
                 own == nested,
                 "{FILE} contradicts {PROCESSOR}: image_processor; remove the one that is out of date"
             );
-            own
+            Ok(own)
         }
-        (Some(image), None) | (None, Some(image)) => image,
+        (Some(image), None) | (None, Some(image)) => Ok(image),
         (None, None) => bail!(
             "{FILE} is not there, and no {PROCESSOR} with an image_processor either; without it nobody knows how \
              pictures were prepared for this model. Download it into the model directory"
         ),
-    };
-    Ok(Processor { image, image_token: image_token.unwrap_or_else(|| "<image>".into()) })
+    }
 }
 
-fn processor_config(o: &mut Object, llava: &LlavaConfig) -> Result<(Option<Preprocessor>, Option<String>)> {
-    let image = match o.object("image_processor", Nulls::Everywhere)? {
-        Some(mut image) => Some(Preprocessor::read(&mut image, &llava.vision)?),
-        None => None,
-    };
+fn hd_processor_config(o: &mut Object, vision: &ClipConfig) -> Result<Option<HdConfig>> {
+    let image = o.object("image_processor", Nulls::Everywhere)?;
+    o.finish(&[PROCESSOR_INERT])?;
+    image.map(|mut image| HdConfig::read(&mut image, vision)).transpose()
+}
+
+fn processor_config(o: &mut Object, llava: &LlavaConfig) -> Result<Option<Preprocessor>> {
+    let image = o.object("image_processor", Nulls::Everywhere)?;
+    let image = image.map(|mut image| Preprocessor::read(&mut image, llava)).transpose()?;
     let patch_size = llava.vision.patch_size;
     if let Some(found) = o.size("patch_size", MAX_SIDE)? {
         ensure!(
@@ -203,22 +223,64 @@ fn processor_config(o: &mut Object, llava: &LlavaConfig) -> Result<(Option<Prepr
         ensure!(found == llava.select, "{} contradicts the same field of config.json", o.at(key));
     }
     let text = |value: &Value| value.as_str().filter(|t| (1..=64).contains(&t.len())).map(String::from);
-    let image_token = o.read("image_token", "a text of 1 to 64 bytes", text)?;
+    // The id in config.json decides.
+    o.read("image_token", "a text of 1 to 64 bytes", text)?;
     o.finish(&[PROCESSOR_INERT])?;
-    Ok((image, image_token))
+    Ok(image)
 }
 
 impl Preprocessor {
     /// What the object does not say has the defaults of transformers' CLIPImageProcessor.
-    fn read(o: &mut Object, vision: &ClipConfig) -> Result<Preprocessor> {
+    fn read(o: &mut Object, llava: &LlavaConfig) -> Result<Preprocessor> {
+        let side = llava.vision.image_size;
         let kind = o.choice("image_processor_type", KINDS)?;
+        if let Some(expected) = &llava.pinpoints {
+            return Preprocessor::read_next(o, kind, expected, side);
+        }
+        ensure!(
+            kind != Some(Kind::Next),
+            "{} is LLaVA-NeXT's, and config.json is not of that model",
+            o.at("image_processor_type")
+        );
         o.choice("feature_extractor_type", &[("CLIPFeatureExtractor", ()), ("CLIPImageProcessor", ())])?;
         for key in ["default_to_square", "use_square_size"] {
             o.only(key, false)?;
         }
         o.only("pad_size", Value::Null)?;
         let defaults = Preprocessor { may_pad: kind == Some(Kind::Llava), ..CLIP };
-        let processor = defaults.overlaid(o, vision.image_size)?;
+        let processor = defaults.overlaid(o, side)?;
+        o.finish(&[INERT])?;
+        Ok(processor)
+    }
+
+    /// LLaVA-NeXT's: the same steps for every tile. `do_pad` is about the number of tiles in a batch, of which there is
+    /// none here.
+    fn read_next(o: &mut Object, kind: Option<Kind>, expected: &[(u32, u32)], side: usize) -> Result<Preprocessor> {
+        ensure!(
+            kind.is_none_or(|kind| kind == Kind::Next),
+            "{} must be LlavaNextImageProcessor, because config.json is of LLaVA-NeXT",
+            o.at("image_processor_type")
+        );
+        o.flag("do_pad")?;
+        o.choice("aspect_ratio_setting", &[("anyres", ())])?;
+        for key in ["default_to_square", "use_square_size"] {
+            o.only(key, false)?;
+        }
+        if let Some(found) = pinpoints(o)? {
+            ensure!(
+                found == expected,
+                "{} contradicts config.json: image_grid_pinpoints; both have height before width, in one order",
+                o.at("image_grid_pinpoints")
+            );
+        }
+        let processor = Preprocessor { do_pad: false, ..CLIP.overlaid(o, side)? };
+        ensure!(
+            processor.do_resize && matches!(processor.size, Resize::ShortestEdge(n) if n == side),
+            "{} = {:?} with do_resize = {} must make every tile {side}x{side}: config.json: vision_config.image_size",
+            o.at("size"),
+            processor.size,
+            processor.do_resize
+        );
         o.finish(&[INERT])?;
         Ok(processor)
     }
@@ -296,7 +358,7 @@ impl Preprocessor {
 
 const SIZES: &str = "{\"shortest_edge\": pixels}, {\"height\": pixels, \"width\": pixels} or pixels, up to 4096";
 const CROPS: &str = "{\"height\": pixels, \"width\": pixels} or pixels, up to 4096";
-const RGB: &str = "three numbers between -1e6 and 1e6";
+pub(super) const RGB: &str = "three numbers between -1e6 and 1e6";
 
 fn resize(value: &Value) -> Option<Resize> {
     if let Some(edge) = size(value, MAX_SIDE) {
@@ -328,7 +390,7 @@ fn resample(value: &Value) -> Option<Resample> {
     }
 }
 
-fn rgb(value: &Value, allowed: impl Fn(f64) -> bool) -> Option<[f64; 3]> {
+pub(super) fn rgb(value: &Value, allowed: impl Fn(f64) -> bool) -> Option<[f64; 3]> {
     let items = value.as_array()?;
     let numbers: Option<Vec<_>> =
         items.iter().map(|item| item.as_f64().filter(|x| x.abs() <= 1e6 && allowed(*x))).collect();

@@ -6,7 +6,7 @@ use super::{Device, Engine, LoadFormat, Options};
 use crate::Result;
 use crate::config::ProcessorKwargs;
 use crate::mem::DType;
-use crate::models::ImageInputType;
+use crate::models::{ImageInputType, Registration};
 
 /// How a model is loaded: see [`Options`] for what each choice means and what it is when it is not made.
 #[derive(Clone, Debug)]
@@ -132,6 +132,12 @@ impl Builder {
     /// See [`Options::async_scheduling`].
     pub fn async_scheduling(mut self, on: bool) -> Builder {
         self.options.async_scheduling = Some(on);
+        self
+    }
+
+    /// Add a family of models: see [`Options::models`].
+    pub fn register(mut self, family: Registration) -> Builder {
+        self.options.models.push(family);
         self
     }
 

@@ -9,10 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Result, ensure};
 
-use crate::config::Preprocessor;
 use crate::image::Rgb;
 use crate::mem::Source;
-use crate::models::Content;
+use crate::models::{Content, Processor};
 
 /// What a picture is to the model: a hash of its pixels, their dimensions, and all that is done to them; or of the type,
 /// the dimensions and the numbers of the rows in their place, and of what those are.
@@ -23,8 +22,8 @@ pub struct PictureKey(pub [u8; 32]);
 
 impl PictureKey {
     /// What is done to pixels before the model sees them.
-    pub(super) fn of_processing(how: &Preprocessor) -> PictureKey {
-        PictureKey(*blake3::hash(format!("{how:?}").as_bytes()).as_bytes())
+    pub(super) fn of_processing(how: &dyn Processor) -> PictureKey {
+        PictureKey(*blake3::hash(how.describe().as_bytes()).as_bytes())
     }
 
     /// Pixels, and what is done to them.
@@ -36,7 +35,7 @@ impl PictureKey {
     /// Rows that a caller brings as `content`, of `shape`, with the numbers as they came.
     pub(super) fn of_rows(content: &Content, shape: [usize; 2], rows: &Source) -> PictureKey {
         let kind: &[u8] = match content {
-            Content::Pixels(_) | Content::Picture(_) => b"pixels",
+            Content::Pixels(_) | Content::Views { .. } | Content::Picture(_) => b"pixels",
             Content::Features(_) => b"features",
             Content::Embeddings(_) => b"embeddings",
         };

@@ -12,6 +12,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::mem::{DType, Element, Source};
+use crate::models::{ImageTokens, Vlm};
 use crate::weights::header;
 
 /// Bytes of the largest file that is read for an array: 200 pictures of LLaVA-1.5-7B in f32.
@@ -64,6 +65,34 @@ impl fmt::Display for ArrayKind {
     }
 }
 
+/// The arrays that a model takes.
+pub(super) struct ArrayShapes {
+    /// Rows and columns of features, in a model that takes them.
+    features: Option<(ImageTokens, usize)>,
+    embeddings: (ImageTokens, usize),
+}
+
+impl ArrayShapes {
+    pub fn of(model: &dyn Vlm) -> ArrayShapes {
+        let rows = ImageTokens::Always(model.tile_rows());
+        ArrayShapes {
+            features: model.feature_columns().map(|columns| (rows, columns)),
+            embeddings: (model.image_tokens(), model.areas().hidden),
+        }
+    }
+
+    fn of_kind(&self, kind: ArrayKind) -> Result<(ImageTokens, usize)> {
+        match (kind, self.features) {
+            (ArrayKind::Embeddings, _) => Ok(self.embeddings),
+            (ArrayKind::Features, Some(shape)) => Ok(shape),
+            (ArrayKind::Features, None) => bail!(
+                "this model takes no image features: how those of its tiles are put together depends on the size of the \
+                 picture; give pixels, or image embeddings (--image-embeds)"
+            ),
+        }
+    }
+}
+
 impl ImageArray {
     /// An array of a safetensors file: the tensor called `name`, or the only one.
     ///
@@ -109,21 +138,23 @@ impl ImageArray {
         if self.shape.len() == 3 { self.shape[0] } else { 1 }
     }
 
-    /// The pictures one by one, for a model whose pictures have `wanted` rows and columns as `kind`, and `other` as the
-    /// other kind. Every element is finite, and of type `dtype`.
+    /// Rows and columns of one picture, as far as its shape says.
+    pub(super) fn picture_shape(&self) -> [usize; 2] {
+        match self.shape[..] {
+            [.., rows, columns] => [rows, columns],
+            _ => [0, 0],
+        }
+    }
+
+    /// The pictures one by one, for a model that takes arrays of `wanted` shapes. Every element is finite, and of type
+    /// `dtype`.
     ///
     /// # Errors
     /// Names what is wrong with the array, what it should be, and what to do.
-    pub(super) fn split(
-        &self,
-        kind: ArrayKind,
-        wanted: [usize; 2],
-        other: [usize; 2],
-        dtype: DType,
-    ) -> Result<Vec<Source>> {
-        self.check(kind, wanted, other)?;
+    pub(super) fn split(&self, kind: ArrayKind, wanted: &ArrayShapes, dtype: DType) -> Result<Vec<Source>> {
+        self.check(kind, wanted)?;
         let data = self.converted(kind, dtype)?;
-        let len = wanted[0] * wanted[1];
+        let len = self.picture_shape().iter().product::<usize>();
         Ok((0..self.pictures()).map(|i| data.slice(i * len..(i + 1) * len)).collect())
     }
 
@@ -133,10 +164,15 @@ impl ImageArray {
         self.data.slice(i * len..(i + 1) * len)
     }
 
-    fn check(&self, kind: ArrayKind, [rows, cols]: [usize; 2], other: [usize; 2]) -> Result<()> {
+    fn check(&self, kind: ArrayKind, wanted: &ArrayShapes) -> Result<()> {
         let (shape, dtype) = (&self.shape, self.data.dtype());
         ensure!(dtype.is_float(), "{kind} are {dtype}; give f32, f16 or bf16");
-        let give = format!("give [pictures, {rows}, {cols}], or [{rows}, {cols}] for one");
+        let (rows, cols) = wanted.of_kind(kind)?;
+        let shown = match rows {
+            ImageTokens::Always(rows) => rows.to_string(),
+            ImageTokens::UpTo(_) => "rows".to_owned(),
+        };
+        let give = format!("give [pictures, {shown}, {cols}], or [{shown}, {cols}] for one");
         ensure!(
             matches!(shape.len(), 2 | 3),
             "{kind} of shape {shape:?} have {} dimension{}, and 3 or 2 are expected; {give}",
@@ -150,25 +186,30 @@ impl ImageArray {
                 ArrayKind::Features => ArrayKind::Embeddings,
                 ArrayKind::Embeddings => ArrayKind::Features,
             };
-            let remedy = if found_cols == other[1] {
-                format!(
-                    "what its {} gives is {}: give it as {other_kind} ({})",
+            let remedy = match wanted.of_kind(other_kind) {
+                Ok((_, other)) if other == found_cols => format!(
+                    "what its {} gives is {other}: give it as {other_kind} ({})",
                     other_kind.maker(),
-                    other[1],
                     other_kind.flag()
-                )
-            } else {
-                give
+                ),
+                _ => give,
             };
             bail!(
                 "{kind} of shape {shape:?} are {found_cols} wide, and what this model's {} gives is {cols}; {remedy}",
                 kind.maker()
             );
         }
-        ensure!(
-            found_rows == rows,
-            "{kind} of shape {shape:?} have {found_rows} rows a picture, and this model's pictures have {rows}; {give}"
-        );
+        match rows {
+            ImageTokens::Always(rows) => ensure!(
+                found_rows == rows,
+                "{kind} of shape {shape:?} have {found_rows} rows a picture, and this model's pictures have {rows}; {give}"
+            ),
+            ImageTokens::UpTo(most) => ensure!(
+                (1..=most).contains(&found_rows),
+                "{kind} of shape {shape:?} have {found_rows} rows a picture, and this model's pictures have 1 to {most}; \
+                 {give}"
+            ),
+        }
         let elements = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
         ensure!(
             elements == Some(self.data.len()),

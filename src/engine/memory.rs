@@ -14,6 +14,8 @@ const MAX_TILES: usize = 16;
 const MAX_REPORTS: usize = 64;
 /// Tiles whose rows are kept on a GPU: 300 MB for LLaVA-1.5-7B.
 const KEPT_ON_GPU: usize = 64;
+/// Pictures of the largest kind whose rows are kept on a GPU in any case.
+const KEPT_PICTURES: usize = 8;
 /// Share of the host's available memory that the cache may take, if that is more than one sequence needs.
 const SHARE_OF_HOST: u64 = 4;
 
@@ -68,7 +70,7 @@ impl Memory {
             pages: self.kept_tiles,
             page_rows: tile_rows,
             first_row,
-            constant_row: first_row + self.kept_tiles * tile_rows,
+            constant_row: model.areas().constant_row,
             rope_switch: model.long_rope().map(|rope| rope.switch),
             prefix_caching: options.prefix_caching,
             encoder_caching: options.encoder_caching,
@@ -84,15 +86,21 @@ pub(super) fn limits(checkpoint: &Checkpoint, options: &Options, device: Device)
     // A step never has more tokens than all sequences together.
     let usual = if on_gpu { 8192 } else { 2048 };
     let tokens = options.max_num_batched_tokens.unwrap_or_else(|| usual.min(seqs.saturating_mul(len)).max(seqs));
-    let tiles =
-        if checkpoint.max_images == 0 { 0 } else { (tokens / checkpoint.llava().image_tokens()).clamp(1, MAX_TILES) };
+    let picture = checkpoint.facts().pictures;
+    // As many pictures as a step may bring; a single one must fit in any case.
+    let together = (tokens / picture.max_tokens).max(1).saturating_mul(picture.max_tiles);
+    let tiles = if checkpoint.max_images == 0 { 0 } else { together.min(MAX_TILES.max(picture.max_tiles)) };
     Limits {
         max_model_len: len,
         max_num_seqs: seqs,
         max_num_batched_tokens: tokens,
         max_logit_rows: seqs + MAX_REPORTS,
         max_tiles: tiles,
-        kept_tiles: if on_gpu && tiles > 0 { KEPT_ON_GPU } else { tiles.max(checkpoint.max_images) },
+        kept_tiles: if on_gpu && tiles > 0 {
+            KEPT_ON_GPU.max(KEPT_PICTURES * picture.max_tiles)
+        } else {
+            tiles.max(checkpoint.max_images * picture.max_tiles)
+        },
         kv_blocks: options.num_kv_blocks.unwrap_or_else(|| len.div_ceil(KV_BLOCK)),
     }
 }

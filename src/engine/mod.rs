@@ -97,6 +97,7 @@ use crate::mem::DType;
 use crate::models::Vlm;
 use crate::text::Tokenizer;
 use job::Job;
+use pictures::Processing;
 use request::Ready;
 use stream::Lost;
 use worker::Arrival;
@@ -120,8 +121,8 @@ struct Thread {
 struct Shared {
     checkpoint: Checkpoint,
     model: Arc<dyn Vlm>,
-    /// What is done to every picture: two engines that do different things to them have different keys for them.
-    processing: PictureKey,
+    /// What is done to pictures, if a request does not say otherwise.
+    processing: Processing,
     runs_kernels: bool,
     backend: &'static str,
     hardware: String,

@@ -3,11 +3,11 @@
 use std::fs;
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
-use crate::config::{LlavaConfig, ProcessorKwargs};
+use crate::config::ProcessorKwargs;
 use crate::mem::DType;
-use crate::models::ImageInputType;
+use crate::models::{Facts, ImageInputType, ImageToken, Registration};
 
 /// Most sequences that may run at once.
 const MAX_NUM_SEQS: usize = 4096;
@@ -59,6 +59,8 @@ pub struct Options {
     /// Whether a step is enqueued before the tokens of the one before it are read; `None` is only on a GPU, which works
     /// while the host does. Changes no answer.
     pub async_scheduling: Option<bool>,
+    /// Families of models beside those of this crate. One that goes by the name of one of these takes its place.
+    pub models: Vec<Registration>,
 }
 
 impl Default for Options {
@@ -82,6 +84,7 @@ impl Default for Options {
             prefix_caching: true,
             encoder_caching: true,
             async_scheduling: None,
+            models: Vec::new(),
         }
     }
 }
@@ -120,35 +123,55 @@ impl Options {
     }
 
     /// Refuse what contradicts config.json.
-    pub(super) fn check_images(&self, config: &LlavaConfig) -> Result<()> {
+    pub(super) fn check_images(&self, facts: &Facts) -> Result<()> {
+        let pictures = &facts.pictures;
         if let Some(asked) = self.image_token_id {
+            let ImageToken::Id(id) = facts.image_token else {
+                bail!(
+                    "image_token_id is {asked} (--image-token-id), and this model's prompts refer to pictures by \
+                     <|image_1|>, <|image_2|> and so on; leave it out"
+                )
+            };
             ensure!(
-                asked == config.image_token_index,
-                "image_token_id is {asked} (--image-token-id), and config.json says image_token_index = {}; they must \
-                 agree, so leave it out",
-                config.image_token_index
+                asked == id,
+                "image_token_id is {asked} (--image-token-id), and config.json says image_token_index = {id}; they must \
+                 agree, so leave it out"
             );
         }
-        let (tokens, side) = (config.image_tokens(), config.vision.image_size);
+        let tokens = pictures.max_tokens;
         if let Some(asked) = self.image_feature_size {
             ensure!(
-                asked == tokens,
+                !pictures.same_for_all || asked == tokens,
                 "image_feature_size is {asked} (--image-feature-size), and a picture takes {tokens} tokens by \
                  config.json (vision_config, vision_feature_select_strategy); they must agree, so leave it out"
             );
-        }
-        let shape = match self.image_input_type {
-            ImageInputType::PixelValues => vec![1, 3, side, side],
-            ImageInputType::ImageFeatures => vec![1, tokens, config.projector_input()],
-        };
-        if let Some(asked) = &self.image_input_shape {
             ensure!(
-                *asked == shape,
-                "image_input_shape is {asked:?} (--image-input-shape), and by config.json {} have {shape:?} \
-                 (vision_config); they must agree, so leave it out",
-                self.image_input_type.name()
+                asked <= tokens,
+                "image_feature_size is {asked} (--image-feature-size), and a picture takes {tokens} tokens at most; leave \
+                 it out"
             );
         }
+        if let Some(asked) = &self.image_input_shape {
+            self.check_input_shape(asked, facts)?;
+        }
+        Ok(())
+    }
+
+    fn check_input_shape(&self, asked: &[usize], facts: &Facts) -> Result<()> {
+        let pictures = &facts.pictures;
+        let side = pictures.image_size;
+        let shape = match (self.image_input_type, pictures.feature_shape) {
+            (ImageInputType::ImageFeatures, Some([rows, columns])) => vec![1, rows, columns],
+            _ => vec![1, 3, side, side],
+        };
+        // Where a picture is cut into tiles, its own size is anybody's choice.
+        let pixels = !pictures.same_for_all && matches!(asked, [1, 3, height, width] if *height > 0 && *width > 0);
+        ensure!(
+            pixels || asked == shape,
+            "image_input_shape is {asked:?} (--image-input-shape), and by config.json {} have {shape:?} \
+             (vision_config); they must agree, so leave it out",
+            self.image_input_type.name()
+        );
         Ok(())
     }
 }

@@ -111,13 +111,13 @@ impl Shared {
         let c = &self.checkpoint;
         let drawn = RandomState::new().build_hasher().finish();
         let encode = |word: &str| c.tokenizer.encode(word, Special::Parse, false);
-        Sampler::new(asked, drawn, &c.config.generation.eos, self.model.io().vocab, encode)
+        Sampler::new(asked, drawn, &c.end_ids, self.model.io().vocab, encode)
     }
 
     /// The prompt as text and as tokens, and its pictures.
     fn tokens(&self, request: &Request) -> Result<(String, text::Prompt, Vec<Picture>)> {
         let c = &self.checkpoint;
-        let placeholder = c.placeholder();
+        let placeholder = c.placeholder;
         request.sampling.check()?;
         let (prompt, pieces, placeholder) = match &request.prompt {
             Prompt::Raw(text) => (text.clone(), c.tokenizer.prompt(text, placeholder)?, placeholder),

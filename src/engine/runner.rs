@@ -6,12 +6,14 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::step_inputs::{Inputs, LogitRows, SequenceLists, SequenceStep};
 use super::step_outputs::{Outputs, Sampled};
 use crate::mem::{Buf, Source};
-use crate::models::{Content, Picture, Placement, RowMove, Stage, StepIo, StepShape, Tiles, Vlm, random_fills};
+use crate::models::{
+    Content, Picture, Placement, RowMove, Stage, StepIo, StepShape, TileInput, Tiles, Vlm, random_fills,
+};
 use crate::ops::{IN_PROMPT, Resize};
 use crate::plan::{Backend, Fill, Plan, Probe};
 
@@ -47,6 +49,10 @@ impl<B: Backend> Runner<B> {
             backend.run(&mut backend.link(&plan)?, None)?;
             progress(plan.cost().bytes);
         }
+        let setup = model.setup_plan();
+        if !setup.steps().is_empty() {
+            backend.run(&mut backend.link(&setup)?, None)?;
+        }
         Ok(Runner {
             backend,
             model,
@@ -80,27 +86,62 @@ impl<B: Backend> Runner<B> {
     pub fn encode(&mut self, pictures: &[impl Borrow<Tiles>], probe: Option<&mut dyn Probe>) -> Result<()> {
         let Some(first) = pictures.first() else { return Ok(()) };
         let stage = first.borrow().content.stage().context("there is nothing to encode in a picture's embeddings")?;
-        let room = match stage {
-            Stage::Tower => self.model.pixels(),
-            Stage::Projector => self.model.features().bytes(),
-        };
-        let mut free = room;
-        for Tiles { content, .. } in pictures.iter().map(Borrow::borrow) {
-            ensure!(content.stage() == Some(stage), "pictures that begin at different stages are not encoded together");
-            let bytes = content.bytes();
-            ensure!(bytes <= free.len(), "the pictures do not fit the {} bytes that were planned for", room.len());
-            let place = free.slice(0..bytes);
-            match content {
-                Content::Pixels(tiles) => self.backend.write(place, tiles)?,
-                Content::Picture(picture) => self.resize(picture, place)?,
-                Content::Features(rows) | Content::Embeddings(rows) => self.backend.write(place, rows.bytes())?,
-            }
-            free = free.slice(bytes..free.len());
+        let pictures: Vec<&Tiles> = pictures.iter().map(Borrow::borrow).collect();
+        ensure!(
+            pictures.iter().all(|p| p.content.stage() == Some(stage)),
+            "pictures that begin at different stages are not encoded together"
+        );
+        match stage {
+            Stage::Tower => self.write_tiles(&pictures)?,
+            Stage::Projector => self.write_features(&pictures)?,
         }
-        let tiles = pictures.iter().map(|p| p.borrow().tiles).sum();
+        let tiles = pictures.iter().map(|p| p.tiles).sum();
         let exec =
             recorded(&self.backend, &mut self.encode, (stage, tiles), || encode_plan(&*self.model, stage, tiles))?;
         self.backend.run(exec, probe)
+    }
+
+    /// Write the tiles of pictures, one behind the other, and which of them are bytes and which values.
+    fn write_tiles(&self, pictures: &[&Tiles]) -> Result<()> {
+        let TileInput { pixels, values, source } = self.model.areas().tiles;
+        let (mut bytes, mut floats) = (Room { of: pixels, used: 0 }, Room { of: values, used: 0 });
+        let (mut sources, mut byte_tiles, mut value_tiles) = (Vec::new(), 0, 0);
+        for Tiles { content, tiles, .. } in pictures {
+            let mut overviews = 0;
+            match content {
+                Content::Pixels(tiles) => self.backend.write(bytes.take(tiles.len())?, tiles)?,
+                Content::Picture(picture) => self.resize(picture, bytes.take(picture.resize.y.len())?)?,
+                Content::Views { overview, pixels } => {
+                    overviews = 1;
+                    self.backend.write(floats.take(overview.len())?, overview)?;
+                    self.backend.write(bytes.take(pixels.len())?, pixels)?;
+                }
+                Content::Features(_) | Content::Embeddings(_) => bail!("there are no pixels in a picture's rows"),
+            }
+            let others = (tiles - overviews) as i32;
+            sources.extend((value_tiles..value_tiles + overviews as i32).map(|n| -1 - n));
+            sources.extend(byte_tiles..byte_tiles + others);
+            (byte_tiles, value_tiles) = (byte_tiles + others, value_tiles + overviews as i32);
+        }
+        ensure!(
+            sources.len() <= source.len(),
+            "{} tiles are encoded; {} were planned for",
+            sources.len(),
+            source.len()
+        );
+        // Where all tiles are bytes, which is which is known from the start.
+        if values.is_empty() { Ok(()) } else { self.backend.write(source.slice(0..sources.len()), &sources) }
+    }
+
+    /// Write the features of pictures, one behind the other.
+    fn write_features(&self, pictures: &[&Tiles]) -> Result<()> {
+        let mut room = Room { of: self.model.areas().features.bytes(), used: 0 };
+        for picture in pictures {
+            if let Content::Features(rows) = &picture.content {
+                self.backend.write(room.take(rows.bytes().len())?, rows.bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// Write image rows from row `first` on: embeddings that a caller brought, in the model's type.
@@ -108,8 +149,8 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// If they go beyond the image rows, or the backend fails.
     pub fn write_rows(&self, first: usize, rows: &Source) -> Result<()> {
-        let all = self.model.image_rows();
-        let start = first * self.model.embedding_shape()[1];
+        let areas = self.model.areas();
+        let (all, start) = (areas.image_rows, first * areas.hidden);
         ensure!(
             rows.dtype() == all.dtype() && start + rows.len() <= all.len(),
             "{rows:?} from image row {first} on do not fit {all:?}"
@@ -125,13 +166,13 @@ impl<B: Backend> Runner<B> {
         if moves.is_empty() {
             return Ok(());
         }
-        self.backend.run(&mut self.backend.link(&self.model.keep_plan(moves))?, None)
+        self.backend.run(&mut self.backend.link(&self.model.areas().keep_plan(moves))?, None)
     }
 
     /// Let the device make the tile of a picture. Every size of a picture is a plan of its own, of one launch.
     fn resize(&self, picture: &Picture, tile: Buf<u8>) -> Result<()> {
         self.backend.write(picture.resize.x, picture.rgb.data())?;
-        self.backend.write(self.model.picture_area().tables, &picture.tables)?;
+        self.backend.write(self.model.areas().picture.tables, &picture.tables)?;
         let mut plan = Plan::new(tile.dtype());
         plan.scope("vision", |p| p.push(Resize { y: tile, ..picture.resize }));
         self.backend.run(&mut self.backend.link(&plan)?, None)
@@ -263,6 +304,22 @@ impl<B: Backend> Runner<B> {
         let mut logits = vec![0.0; rows * self.model.io().vocab];
         self.backend.read(self.last()?.logits, &mut logits)?;
         Ok(logits)
+    }
+}
+
+/// A buffer that is filled from its start.
+struct Room<T> {
+    of: Buf<T>,
+    used: usize,
+}
+
+impl<T> Room<T> {
+    /// The next `len` elements.
+    fn take(&mut self, len: usize) -> Result<Buf<T>> {
+        let all = self.of.len();
+        ensure!(len <= all - self.used, "the pictures do not fit the {all} elements that were planned for");
+        self.used += len;
+        Ok(self.of.slice(self.used - len..self.used))
     }
 }
 

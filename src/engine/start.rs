@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::memory::{self, Placed};
+use super::pictures::Processing;
 use super::runner::Runner;
 use super::stats::{Stats, milliseconds};
 use super::step_inputs::{LogitRows, SequenceStep};
 use super::stream::{self, Lost};
 use super::worker::{Arrival, Worker};
-use super::{Checkpoint, Device, Memory, Options, PictureKey, Scheduler, Shared};
+use super::{Checkpoint, Device, Memory, Options, Scheduler, Shared};
 use crate::backend::Any;
+use crate::config::ProcessorKwargs;
 use crate::mem::Source;
 use crate::models::{Content, ImageInputType, RowMap, RowMove, Tiles, Vlm};
 use crate::ops::{KV_BLOCK, SamplingRow};
@@ -101,7 +103,7 @@ fn load(
     let limits = memory::limits(&checkpoint, options, device);
     let Placed { model, backend, memory } = memory::place(&checkpoint, options, device, limits)?;
     let scheduler = Scheduler::new(memory.scheduler(options, &*model)).map_err(Error::Request)?;
-    let warnings = [checkpoint.warnings(), model.warnings()].concat();
+    let warnings = [checkpoint.warnings(), &model.areas().warnings].concat();
 
     let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
     let began = Instant::now();
@@ -115,9 +117,11 @@ fn load(
     if device != Device::Cpu {
         warm(&mut runner, &checkpoint, &memory).map_err(Error::Device)?;
     }
+    let processor = runner.model().processor(&ProcessorKwargs::new());
+    let processing = Processing::new(processor.map_err(Error::Model)?);
     let shared = Shared {
         model: runner.shared_model(),
-        processing: PictureKey::of_processing(&checkpoint.config.preprocessor),
+        processing,
         runs_kernels: runner.backend().runs_kernels(),
         backend: runner.backend().name(),
         hardware: runner.backend().hardware().to_owned(),
@@ -170,14 +174,15 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
 /// A picture of the greatest cost, as this engine is given them.
 fn dummy(model: &dyn Vlm, checkpoint: &Checkpoint) -> anyhow::Result<Tiles> {
     match checkpoint.image_input_type {
-        ImageInputType::PixelValues => model.prepare_for_device(model.dummy_image()?, None),
+        ImageInputType::PixelValues => {
+            model.processor(&ProcessorKwargs::new())?.prepare_for_device(model.dummy_image()?)
+        }
         ImageInputType::ImageFeatures => {
-            let [tokens, columns] = model.feature_shape();
-            let zeros = vec![0u8; tokens * columns * checkpoint.dtype.size()];
+            let (rows, columns) = (model.tile_rows(), model.feature_columns().unwrap_or(0));
+            let zeros = vec![0u8; rows * columns * checkpoint.dtype.size()];
             let range = 0..zeros.len();
-            let rows = Source::new(Arc::new(zeros), range, checkpoint.dtype).context("features of zeros")?;
-            let (content, tiles) = (Content::Features(rows), tokens.div_ceil(model.tile_rows()));
-            Ok(Tiles { content, tiles, rows: RowMap::straight(tokens) })
+            let zeros = Source::new(Arc::new(zeros), range, checkpoint.dtype).context("features of zeros")?;
+            Ok(Tiles { content: Content::Features(zeros), tiles: 1, rows: RowMap::straight(rows) })
         }
     }
 }

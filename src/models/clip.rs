@@ -25,6 +25,17 @@ struct Block {
     fc2: Linear,
 }
 
+/// Where the tiles stand that are to be encoded, each as bytes or as values.
+#[derive(Clone, Copy, Debug)]
+pub struct TileInput {
+    /// `[any, image_size, image_size, 3]` bytes, RGB.
+    pub pixels: Buf<u8>,
+    /// `[any, 3, image_size, image_size]`, normalised.
+    pub values: Buf<f32>,
+    /// `[tiles]`: `n` for tile `n` of the bytes, `-1 - n` for tile `n` of the values.
+    pub source: Buf<i32>,
+}
+
 /// Weights of the tower.
 pub struct Clip {
     config: ClipConfig,
@@ -60,13 +71,13 @@ impl Clip {
         tiles * (1 + self.config.patches())
     }
 
-    /// Run the blocks over `tiles` tiles of `pixels`; `layer` is called with the plan and the hidden states after each
+    /// Run the blocks over `tiles` tiles; `layer` is called with the plan and the hidden states after each
     /// number of blocks, 0 included.
     pub fn forward(
         &self,
         plan: &mut Plan,
         scratch: &mut Layout,
-        pixels: Buf<u8>,
+        input: TileInput,
         tiles: usize,
         mut layer: impl FnMut(&mut Plan, usize, Buf<Act>),
     ) {
@@ -77,10 +88,11 @@ impl Clip {
         let h = scratch.take(rows * d);
         let qkv = scratch.take(rows * 3 * d);
         let mlp = scratch.take(rows * c.intermediate_size);
-        let side = c.image_size * c.image_size * 3;
         plan.push(PatchEmbed {
             y: x,
-            pixels: pixels.slice(0..tiles * side),
+            pixels: input.pixels,
+            values: input.values,
+            source: input.source.slice(0..tiles),
             table: self.table,
             weight: self.patch,
             class: self.class,

@@ -29,6 +29,17 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The step that takes the most activations: prompts alone.
+    pub fn largest_step(&self) -> StepShape {
+        StepShape {
+            decode: 0,
+            prefill_seqs: 1,
+            prefill_tokens: self.max_num_batched_tokens,
+            logit_rows: self.max_logit_rows,
+            context: self.max_model_len,
+        }
+    }
+
     /// Blocks of a sequence of the greatest length.
     pub fn max_blocks(&self) -> usize {
         self.max_model_len.div_ceil(KV_BLOCK)
@@ -188,7 +199,7 @@ impl StepArea {
     }
 
     /// [`StepArea::step`] for a plan, which may be built to be looked at, for a shape that no region was sized for.
-    pub(super) fn packed(&self, shape: StepShape) -> StepIo {
+    pub fn packed(&self, shape: StepShape) -> StepIo {
         let seqs = shape.decode + shape.prefill_seqs;
         self.take(&mut self.inputs.clone(), shape.tokens(), seqs, shape.logit_rows)
     }
@@ -254,7 +265,7 @@ impl Outputs {
 }
 
 /// An empty layout of each region, in the order of [`Region::ALL`].
-pub(super) fn layouts(dtype: DType) -> [Layout; 4] {
+pub fn layouts(dtype: DType) -> [Layout; 4] {
     Region::ALL.map(|region| Layout::new(region, dtype))
 }
 

@@ -1,17 +1,28 @@
-//! The Llama language model over a paged cache.
+//! The Llama language model over a paged cache: Llama, Mistral and Phi-3, which differ in sizes, in how tensors are stored
+//! and in the rotary angles.
 
+use super::LongRope;
 use super::io::{StepIo, StepShape};
 use super::load::Loader;
 use crate::config::LlamaConfig;
 use crate::mem::{Act, Buf, DType, Layout};
 use crate::ops::{
     EmbedSplice, Epilogue, Gather, Gemm, Gemv, KV_BLOCK, Norm, PagedDecode, PagedKv, PagedPrefill, RmsNorm, RopeKv,
-    Sample, rope_table,
+    Sample, long_rope_table, rope_table,
 };
 use crate::plan::Plan;
 
-const EMBED: &str = "language_model.embed_tokens.weight";
+pub(super) const EMBED: &str = "language_model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+
+/// How the matrices that one GEMM reads are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fused {
+    /// Each by itself: `q_proj`, `k_proj`, `v_proj`; `gate_proj`, `up_proj`.
+    No,
+    /// One below the other: `qkv_proj`; `gate_up_proj`.
+    Yes,
+}
 
 struct Block {
     attn_norm: Buf<Act>,
@@ -43,23 +54,27 @@ struct Rows {
 }
 
 impl Llama {
-    /// Ask for the weights; angles are tabulated for `positions` positions.
-    pub fn load(loader: &mut Loader<'_>, config: &LlamaConfig, positions: usize) -> Llama {
+    /// Ask for the weights; angles are tabulated for `positions` positions. The embedding goes by the name `embed`.
+    pub fn load(loader: &mut Loader<'_>, config: &LlamaConfig, embed: &str, fused: Fused, positions: usize) -> Llama {
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         // Tied embeddings are stored once, under either name; where both are, each is used for itself.
-        let tied = if config.tie_word_embeddings { loader.only_one_of(EMBED, HEAD) } else { None };
-        let embed = loader.tensor(tied.unwrap_or(EMBED), &[vocab, d]);
+        let tied = if config.tie_word_embeddings { loader.only_one_of(embed, HEAD) } else { None };
+        let embed = loader.tensor(tied.unwrap_or(embed), &[vocab, d]);
         Llama {
             embed,
-            rope: {
-                let (theta, head_dim) = (config.rope_theta, config.head_dim);
-                loader.table(positions * head_dim, move || rope_table(theta, head_dim, positions))
-            },
-            blocks: (0..config.num_hidden_layers).map(|i| block(loader, config, i)).collect(),
+            rope: rope(loader, config, positions),
+            blocks: (0..config.num_hidden_layers).map(|i| block(loader, config, fused, i)).collect(),
             norm: loader.tensor("language_model.norm.weight", &[d]),
             head: if tied.is_some() { embed } else { loader.tensor(HEAD, &[vocab, d]) },
             config: config.clone(),
         }
+    }
+
+    /// Where the angles of sequences that are longer than the model was trained on at first begin, if `positions`
+    /// positions go so far.
+    pub fn long_rope(&self, positions: usize) -> Option<LongRope> {
+        let switch = self.config.long_rope.as_ref()?.original_max_position_embeddings;
+        (positions > switch).then_some(LongRope { switch, first_row: switch })
     }
 
     /// Bytes of a block of the caches of all layers.
@@ -213,17 +228,39 @@ fn qkv_width(c: &LlamaConfig) -> usize {
     (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
 }
 
-fn block(loader: &mut Loader<'_>, c: &LlamaConfig, i: usize) -> Block {
+/// `[rows, head_dim]`: cosines, then sines, of every position; where long sequences have angles of their own, first those
+/// of the short ones, as many as are ever needed, and behind them those of the long ones.
+fn rope(loader: &mut Loader<'_>, c: &LlamaConfig, positions: usize) -> Buf<f32> {
+    let (theta, head_dim) = (c.rope_theta, c.head_dim);
+    let Some(long) = c.long_rope.clone() else {
+        return loader.table(positions * head_dim, move || rope_table(theta, head_dim, positions));
+    };
+    let short_rows = long.original_max_position_embeddings.min(positions);
+    let long_rows = if positions > short_rows { positions } else { 0 };
+    loader.table((short_rows + long_rows) * head_dim, move || {
+        let table = |factors: &[f64], rows| long_rope_table(theta, factors, long.attention_factor, rows);
+        [table(&long.short_factor, short_rows), table(&long.long_factor, long_rows)].concat()
+    })
+}
+
+fn block(loader: &mut Loader<'_>, c: &LlamaConfig, fused: Fused, i: usize) -> Block {
     let at = |name: &str| format!("language_model.layers.{i}.{name}.weight");
     let (d, f) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     let qkv = [(at("self_attn.q_proj"), q), (at("self_attn.k_proj"), kv), (at("self_attn.v_proj"), kv)];
+    let gate_up = [(at("mlp.gate_proj"), f), (at("mlp.up_proj"), f)];
     Block {
         attn_norm: loader.tensor(&at("input_layernorm"), &[d]),
-        qkv: loader.stacked(&qkv, d),
+        qkv: match fused {
+            Fused::No => loader.stacked(&qkv, d),
+            Fused::Yes => loader.tensor(&at("self_attn.qkv_proj"), &[q + 2 * kv, d]),
+        },
         out: loader.tensor(&at("self_attn.o_proj"), &[d, q]),
         mlp_norm: loader.tensor(&at("post_attention_layernorm"), &[d]),
-        gate_up: loader.stacked(&[(at("mlp.gate_proj"), f), (at("mlp.up_proj"), f)], d),
+        gate_up: match fused {
+            Fused::No => loader.stacked(&gate_up, d),
+            Fused::Yes => loader.tensor(&at("mlp.gate_up_proj"), &[2 * f, d]),
+        },
         down: loader.tensor(&at("mlp.down_proj"), &[d, f]),
     }
 }

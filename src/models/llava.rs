@@ -1,229 +1,229 @@
-//! LLaVA-1.5: CLIP, a two-layer projector, Llama.
+//! LLaVA-1.5 and LLaVA-NeXT: CLIP, a two-layer projector, and Llama or Mistral. NeXT looks at a picture once more in
+//! tiles, and ends every line of their patches with a row of its own.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::clip::{Clip, epilogue};
-use super::io::{Limits, StepArea, StepShape, layouts};
-use super::llama::Llama;
-use super::load::{Loader, Placement, Tensors};
-use super::picture::PictureArea;
-use super::{Content, ImageInputType, Registration, RowMap, RowMove, Tiles, Vlm};
-use crate::config::{Config, Family, LlavaConfig, Preprocessor, ProcessorKwargs, Resample, Resize, Select};
-use crate::image::{ClipProcessor, Filter, Rgb, Size};
-use crate::mem::{Act, Buf, DType, Layout, Region};
-use crate::ops::{Epilogue, Gather, Gemm, PagedKv};
+use super::areas::{Areas, PictureSizes};
+use super::io::{Limits, StepShape, layouts};
+use super::llama::{EMBED, Fused, Llama};
+use super::load::{Loader, Tensors};
+use super::processor::{AnyresTiles, OneTile, clip_processor, filter};
+use super::registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, Registration};
+use super::vision::{Projector, Tower};
+use super::{ImageInputType, ImageTokens, Processor, Vlm, unused};
+use crate::config::{Config, Family, Files, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs, Select};
+use crate::image::{Anyres, Rgb};
+use crate::mem::{Act, Buf, DType, Layout};
+use crate::ops::PagedKv;
 use crate::plan::Plan;
+use crate::text::Builtin;
 use crate::weights::canonical_llava;
 
-pub(super) const REGISTRATION: Registration = Registration {
-    architecture: "LlavaForConditionalGeneration",
-    kv_block_bytes: |config, dtype| Llama::kv_block_bytes(&settings(config).text, dtype),
-    build: |config, tensors, dtype, limits, input| Ok(Box::new(Llava::build(config, tensors, dtype, limits, input)?)),
+pub(super) const REGISTRATION: Registration =
+    Registration { architecture: "LlavaForConditionalGeneration", read: |files| Ok(Box::new(Settings::read(files)?)) };
+
+pub(super) const NEXT: Registration = Registration {
+    architecture: "LlavaNextForConditionalGeneration",
+    read: |files| Ok(Box::new(Settings::read(files)?)),
 };
 
-struct Tower {
-    clip: Clip,
-    /// `[max_tiles * tokens of a tile]`: rows of the hidden states that are features.
-    feature_index: Buf<i32>,
+/// What a checkpoint says.
+struct Settings {
+    llava: LlavaConfig,
+    preprocessor: Preprocessor,
+    facts: Facts,
 }
 
-struct Projector {
-    weight1: Buf<Act>,
-    bias1: Option<Buf<Act>>,
-    weight2: Buf<Act>,
-    bias2: Option<Buf<Act>>,
+impl Settings {
+    fn read(files: &Files<'_>) -> Result<Settings> {
+        let config = Config::parse(files)?;
+        let (Family::Llava(llava), Pictures::Clip(preprocessor)) = (config.model.family.clone(), config.pictures)
+        else {
+            bail!("config.json is not of a LLaVA model");
+        };
+        let facts = Facts {
+            architecture: config.model.family.architecture(),
+            dtype: config.model.dtype,
+            vocab_size: llava.text.vocab_size,
+            max_positions: llava.text.max_position_embeddings,
+            generation: config.generation,
+            end_tokens: &[],
+            image_token: ImageToken::Id(llava.image_token_index),
+            // Vicuna's turns; those of Mistral need its own template.
+            chat_template: Some(if llava.text.model_type == "mistral" {
+                Builtin::LlavaMistral
+            } else {
+                Builtin::Llava15
+            }),
+            pictures: pictures(&llava, &preprocessor)?,
+            parts: Some(Parts {
+                vision: llava.vision.clone(),
+                feature_layers: llava.feature_layers.clone(),
+                text: llava.text.clone(),
+            }),
+        };
+        Ok(Settings { llava, preprocessor, facts })
+    }
+}
+
+/// What pictures cost: in NeXT, the picture that fills the best of the resolutions costs most.
+fn pictures(llava: &LlavaConfig, preprocessor: &Preprocessor) -> Result<PictureFacts> {
+    let (image_size, rows) = (llava.vision.image_size, llava.tile_rows());
+    let Some(anyres) = anyres(llava, preprocessor) else {
+        let feature_shape = Some([rows, llava.projector_input()]);
+        return Ok(PictureFacts { image_size, max_tiles: 1, max_tokens: rows, same_for_all: true, feature_shape });
+    };
+    let side = grid(llava);
+    let (mut max_tiles, mut max_tokens) = (1, rows);
+    for &(height, width) in &anyres.pinpoints {
+        let view = anyres.view(width, height)?;
+        max_tiles = view.tiles().max(max_tiles);
+        max_tokens = view.tokens(side).max(max_tokens);
+    }
+    Ok(PictureFacts { image_size, max_tiles, max_tokens, same_for_all: false, feature_shape: None })
+}
+
+/// Patches of a tile, a side.
+fn grid(llava: &LlavaConfig) -> usize {
+    llava.vision.image_size / llava.vision.patch_size
+}
+
+fn anyres(llava: &LlavaConfig, preprocessor: &Preprocessor) -> Option<Anyres> {
+    let pinpoints = llava.pinpoints.clone()?;
+    Some(Anyres { pinpoints, tile: llava.vision.image_size as u32, resample: filter(preprocessor.resample) })
+}
+
+impl Architecture for Settings {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn set_processor(&mut self, kwargs: &ProcessorKwargs) -> Result<()> {
+        self.preprocessor = self.preprocessor.with_kwargs(kwargs, self.llava.vision.image_size)?;
+        Ok(())
+    }
+
+    fn kv_block_bytes(&self, dtype: DType) -> usize {
+        Llama::kv_block_bytes(&self.llava.text, dtype)
+    }
+
+    fn build(&self, tensors: Tensors<'_>, dtype: DType, limits: Limits, input: ImageInputType) -> Result<Box<dyn Vlm>> {
+        Ok(Box::new(Llava::build(self, tensors, dtype, limits, input)?))
+    }
 }
 
 struct Llava {
-    dtype: DType,
-    config: LlavaConfig,
+    llava: LlavaConfig,
     preprocessor: Preprocessor,
     /// `None` if it is not needed: then nothing but features and embeddings comes in.
     tower: Option<Tower>,
     projector: Projector,
+    /// NeXT's end of a line, `[hidden]`.
+    newline: Option<Buf<Act>>,
     llama: Llama,
     cache: Vec<PagedKv>,
-    pixels: Buf<u8>,
-    /// `[max_tiles * tokens of a tile, projector's input]`: features that callers bring.
-    features: Buf<Act>,
-    picture_area: PictureArea,
-    /// `0, 1, 2, ...` for every row of a tile: what copies rows is told so.
-    row_index: Buf<i32>,
-    /// `[(max_tiles + kept_tiles) * tokens of a tile, hidden]`: projected features, which outlive the plan that wrote them:
-    /// those of the last encoding, then those that are kept.
-    image_rows: Buf<Act>,
-    /// What is taken from scratch before any plan.
-    scratch: Layout,
-    io: StepArea,
-    regions: [usize; 4],
-    placements: Vec<Placement>,
-    warnings: Vec<String>,
-}
-
-impl Tower {
-    fn load(loader: &mut Loader<'_>, llava: &LlavaConfig, preprocessor: &Preprocessor, tiles: usize) -> Tower {
-        let clip = Clip::load(loader, &llava.vision, llava.vision_blocks(), clip_processor(preprocessor).table());
-        let settings = llava.clone();
-        let feature_index = loader.table(tiles * llava.image_tokens(), move || feature_index(&settings, tiles));
-        Tower { clip, feature_index }
-    }
+    areas: Areas,
+    max_tokens: usize,
 }
 
 impl Llava {
     fn build(
-        config: &Config,
+        settings: &Settings,
         tensors: Tensors<'_>,
         dtype: DType,
         limits: Limits,
         input: ImageInputType,
     ) -> Result<Llava> {
-        let llava = settings(config).clone();
+        let Settings { llava, preprocessor, facts } = settings;
         let (vision, text) = (&llava.vision, &llava.text);
-        let d = text.hidden_size;
+        let (d, is_next) = (text.hidden_size, llava.pinpoints.is_some());
+        let with_tower = input == ImageInputType::PixelValues;
+        ensure!(
+            with_tower || facts.pictures.feature_shape.is_some(),
+            "image_input_type is image_features (--image-input-type), and LLaVA-NeXT takes pixels or embeddings: how the \
+             features of its tiles are put together depends on the size of the picture"
+        );
 
         let mut loader = Loader::new(tensors, dtype, canonical_llava)?;
-        let tower = match input {
-            ImageInputType::PixelValues => {
-                Some(Tower::load(&mut loader, &llava, &config.preprocessor, limits.max_tiles))
-            }
-            ImageInputType::ImageFeatures => None,
-        };
-        let rows = llava.image_tokens();
-        let row_index = loader.table(rows, move || (0..rows as i32).collect());
-        let bias = |loader: &mut Loader<'_>, name: &str| llava.projector_bias.then(|| loader.tensor(name, &[d]));
-        let projector = Projector {
-            weight1: loader.tensor("multi_modal_projector.linear_1.weight", &[d, llava.projector_input()]),
-            bias1: bias(&mut loader, "multi_modal_projector.linear_1.bias"),
-            weight2: loader.tensor("multi_modal_projector.linear_2.weight", &[d, d]),
-            bias2: bias(&mut loader, "multi_modal_projector.linear_2.bias"),
-        };
-        let llama = Llama::load(&mut loader, text, limits.max_model_len);
+        let tower = with_tower.then(|| {
+            let table = clip_processor(preprocessor).table();
+            Tower::load(&mut loader, vision, &llava.feature_layers, feature_rows(llava), table, limits.max_tiles)
+        });
+        let projector =
+            Projector::load(&mut loader, llava.projector_input(), d, llava.projector_bias, llava.projector_act);
+        let newline = is_next.then(|| loader.tensor("image_newline", &[d]));
+        let llama = Llama::load(&mut loader, text, EMBED, Fused::No, limits.max_model_len);
         // Without its tower a model reads none of its blocks, nor what stands before them.
-        let blocks = if tower.is_some() { llava.vision_blocks() } else { 0 };
-        let without = if tower.is_some() { None } else { Some("vision_tower.") };
-        loader.ignore(|name| unused(name, blocks) || without.is_some_and(|prefix| name.starts_with(prefix)));
-        let (placements, weights_layout, warnings) = loader.finish()?;
+        let blocks = if with_tower { llava.vision_blocks() } else { 0 };
+        loader.ignore(|name| unused(name, blocks) || !with_tower && name.starts_with("vision_tower."));
 
-        let [_, mut kv, mut scratch, mut io] = layouts(dtype);
+        let [_, mut kv, ..] = layouts(dtype);
         let cache = llama.cache(&mut kv, limits.kv_blocks);
-        let image_rows = scratch.take((limits.max_tiles + limits.kept_tiles) * llava.image_tokens() * d);
-        let pixel_tiles = if tower.is_some() { limits.max_tiles } else { 0 };
-        let pixels = io.take(pixel_tiles * vision.image_size * vision.image_size * 3);
-        let picture_area = PictureArea::new(&mut io, pixel_tiles > 0);
-        let features = io.take(limits.max_tiles * rows * llava.projector_input());
-        let step_io = StepArea::new(&mut io, limits, text.vocab_size);
+        let sizes = PictureSizes {
+            image_size: if with_tower { vision.image_size } else { 0 },
+            tile_rows: llava.tile_rows(),
+            hidden: d,
+            feature_columns: facts.pictures.feature_shape.map_or(0, |[_, columns]| columns),
+            constants: usize::from(is_next),
+            values: false,
+            resizes: !is_next,
+        };
+        let areas = Areas::new(loader, &kv, limits, sizes, text.vocab_size)?;
+        let (llava, preprocessor) = (llava.clone(), preprocessor.clone());
+        let largest = limits.largest_step();
         let mut model = Llava {
-            dtype,
-            preprocessor: config.preprocessor.clone(),
+            llava,
+            preprocessor,
             tower,
-            row_index,
             projector,
+            newline,
             llama,
             cache,
-            pixels,
-            features,
-            picture_area,
-            image_rows,
-            scratch,
-            io: step_io,
-            regions: [weights_layout.bytes(), kv.bytes(), 0, io.bytes()],
-            placements,
-            warnings,
-            config: llava,
+            areas,
+            max_tokens: facts.pictures.max_tokens,
         };
-        model.regions[Region::Scratch as usize] = model.largest_scratch(limits);
+        let (areas, tiles) = (&model.areas, limits.max_tiles);
+        let plans = [
+            areas.scratch_of(|plan, scratch| model.encode(plan, scratch, tiles)),
+            areas.scratch_of(|plan, scratch| model.project(plan, scratch, model.features(tiles), tiles)),
+            areas.scratch_of(|plan, scratch| model.step(plan, scratch, largest)),
+        ];
+        model.areas.reserve(plans);
         Ok(model)
     }
 
-    /// Scratch bytes of the largest plans, which is what the region must hold.
-    fn largest_scratch(&self, limits: Limits) -> usize {
-        let largest = StepShape {
-            decode: 0,
-            prefill_seqs: 1,
-            prefill_tokens: limits.max_num_batched_tokens,
-            logit_rows: limits.max_logit_rows,
-            context: limits.max_model_len,
-        };
-        let [mut encode, mut project, mut step] = [(); 3].map(|()| self.scratch.clone());
-        self.encode(&mut Plan::new(self.dtype), &mut encode, limits.max_tiles);
-        self.project(&mut Plan::new(self.dtype), &mut project, self.features, limits.max_tiles);
-        self.step(&mut Plan::new(self.dtype), &mut step, largest);
-        [encode, project, step].iter().map(Layout::bytes).max().unwrap_or(0)
-    }
-
-    /// The one tile of a picture.
-    fn tiles(&self, content: Content) -> Tiles {
-        Tiles { content, tiles: 1, rows: RowMap::straight(self.config.image_tokens()) }
-    }
-
-    /// What `how` makes of pictures.
-    fn processor(&self, how: Option<&Preprocessor>) -> Result<ClipProcessor> {
-        ensure!(
-            self.tower.is_some(),
-            "it is given as pixels, and this model was loaded without its vision tower (--image-input-type \
-             image_features); give it as image features or embeddings, or load the model with --image-input-type \
-             pixel_values"
-        );
-        Ok(clip_processor(how.unwrap_or(&self.preprocessor)))
+    /// Features that a caller brings, of so many tiles.
+    fn features(&self, tiles: usize) -> Buf<Act> {
+        self.areas
+            .features
+            .slice(0..self.areas.features.len().min(tiles * self.areas.tile_rows * self.projector.input()))
     }
 
     fn encode(&self, plan: &mut Plan, scratch: &mut Layout, tiles: usize) {
-        let Some(Tower { clip, feature_index }) = &self.tower else { return };
-        let c = &self.config;
-        let (v, layers) = (c.vision.hidden_size, &c.feature_layers);
-        let (n, width) = (tiles * c.image_tokens(), layers.len() * v);
-        let features = scratch.take(n * width);
-        plan.scope("vision", |plan| {
-            clip.forward(plan, scratch, self.pixels, tiles, |p, blocks, x| {
-                for slot in (0..layers.len()).filter(|&slot| layers[slot] == blocks) {
-                    p.push(Gather {
-                        y: features,
-                        x,
-                        index: feature_index.slice(0..n),
-                        rows: n,
-                        cols: v,
-                        y_cols: width,
-                        first_col: slot * v,
-                    });
-                }
-            });
-        });
+        let Some(tower) = &self.tower else { return };
+        let features = tower.forward(plan, scratch, self.areas.tiles, tiles);
         self.project(plan, scratch, features, tiles);
     }
 
     fn project(&self, plan: &mut Plan, scratch: &mut Layout, features: Buf<Act>, tiles: usize) {
-        let c = &self.config;
-        let (n, width, d) = (tiles * c.image_tokens(), c.projector_input(), c.text.hidden_size);
-        plan.scope("projector", |p| {
-            let w = &self.projector;
-            let hidden = scratch.take(n * d);
-            let image_rows = self.image_rows.slice(0..n * d);
-            let (act, store) = (epilogue(c.projector_act), Epilogue::Store);
-            p.push(Gemm { c: hidden, a: features, b: w.weight1, m: n, n: d, k: width, bias: w.bias1, epilogue: act });
-            p.push(Gemm { c: image_rows, a: hidden, b: w.weight2, m: n, n: d, k: d, bias: w.bias2, epilogue: store });
-        });
+        self.projector.forward(plan, scratch, self.areas.rows(0, tiles * self.areas.tile_rows), features);
     }
 
     fn step(&self, plan: &mut Plan, scratch: &mut Layout, shape: StepShape) {
-        let io = self.io.packed(shape);
-        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, self.image_rows, &io, shape));
+        let (areas, io) = (&self.areas, self.areas.io.packed(shape));
+        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, areas.image_rows, &io, shape));
     }
 }
 
 impl Vlm for Llava {
-    fn max_image_tokens(&self) -> usize {
-        self.config.image_tokens()
+    fn areas(&self) -> &Areas {
+        &self.areas
     }
 
-    fn dummy_image(&self) -> Result<Rgb> {
-        // Not of the size of a tile, so that resizing is warmed too.
-        let side = self.config.vision.image_size as u32;
-        Rgb::filled(2 * side, side + side / 2, [0; 3])
-    }
-
-    fn preprocessor(&self, kwargs: &ProcessorKwargs) -> Result<Preprocessor> {
-        let asked = self.preprocessor.with_kwargs(kwargs, self.config.vision.image_size)?;
-        let (a, b) = (clip_processor(&asked), clip_processor(&self.preprocessor));
+    fn processor(&self, kwargs: &ProcessorKwargs) -> Result<Box<dyn Processor>> {
+        let (llava, loaded) = (&self.llava, &self.preprocessor);
+        let asked = loaded.with_kwargs(kwargs, llava.vision.image_size)?;
+        let (a, b) = (clip_processor(&asked), clip_processor(loaded));
         // A byte's value is a table among the weights.
         ensure!(
             a.table() == b.table(),
@@ -236,152 +236,70 @@ impl Vlm for Llava {
             b.mean,
             b.std
         );
-        Ok(asked)
+        if let Some(how) = anyres(llava, &asked) {
+            return Ok(Box::new(AnyresTiles { how, grid: grid(llava) }));
+        }
+        let tile = llava.vision.image_size.pow(2) * 3;
+        Ok(Box::new(OneTile {
+            how: a,
+            tile_rows: self.areas.tile_rows,
+            has_tower: self.tower.is_some(),
+            area: self.areas.picture,
+            tile: self.areas.tiles.pixels.slice(0..tile.min(self.areas.tiles.pixels.len())),
+        }))
     }
 
-    fn prepare(&self, picture: &Rgb, how: Option<&Preprocessor>) -> Result<Tiles> {
-        let tile = self.processor(how)?.apply(picture).context("preparing the picture")?;
-        Ok(self.tiles(Content::Pixels(tile.into_data())))
+    fn dummy_image(&self) -> Result<Rgb> {
+        let side = self.llava.vision.image_size as u32;
+        let Some(anyres) = anyres(&self.llava, &self.preprocessor) else {
+            // Not of the size of a tile, so that resizing is warmed too.
+            return Rgb::filled(2 * side, side + side / 2, [0; 3]);
+        };
+        // One that fills its resolution loses no row of it.
+        let tokens = |(height, width): (u32, u32)| Some(anyres.view(width, height).ok()?.tokens(grid(&self.llava)));
+        let largest = anyres.pinpoints.iter().copied().max_by_key(|&size| tokens(size));
+        let (height, width) = largest.context("image_grid_pinpoints is empty")?;
+        Rgb::filled(width, height, [0; 3])
     }
 
-    fn prepare_for_device(&self, picture: Rgb, how: Option<&Preprocessor>) -> Result<Tiles> {
-        let side = self.config.vision.image_size;
-        let tile = self.processor(how)?.tile(picture.width(), picture.height()).context("preparing the picture")?;
-        match self.picture_area.picture(picture, &tile, self.pixels.slice(0..side * side * 3)) {
-            Ok(picture) => Ok(self.tiles(Content::Picture(Box::new(picture)))),
-            Err(picture) => self.prepare(&picture, how),
+    fn image_tokens(&self) -> ImageTokens {
+        if self.newline.is_some() {
+            ImageTokens::UpTo(self.max_tokens)
+        } else {
+            ImageTokens::Always(self.areas.tile_rows)
         }
     }
 
-    fn feature_shape(&self) -> [usize; 2] {
-        [self.config.image_tokens(), self.config.projector_input()]
+    fn feature_columns(&self) -> Option<usize> {
+        self.newline.is_none().then(|| self.projector.input())
     }
 
-    fn embedding_shape(&self) -> [usize; 2] {
-        [self.config.image_tokens(), self.config.text.hidden_size]
-    }
-
-    fn image_token_id(&self) -> u32 {
-        self.config.image_token_index
+    fn setup_plan(&self) -> Plan {
+        self.areas.plan(|plan, _| {
+            if let Some(newline) = self.newline {
+                plan.scope("projector", |p| self.areas.push_constant(p, newline, AnyresTiles::NEWLINE));
+            }
+        })
     }
 
     fn encode_plan(&self, tiles: usize) -> Plan {
-        let mut plan = Plan::new(self.dtype);
-        self.encode(&mut plan, &mut self.scratch.clone(), tiles);
-        plan
+        self.areas.plan(|plan, scratch| self.encode(plan, scratch, tiles))
     }
 
     fn project_plan(&self, tiles: usize) -> Plan {
-        let mut plan = Plan::new(self.dtype);
-        let [rows, cols] = self.feature_shape();
-        let features = self.features.slice(0..tiles * rows * cols);
-        self.project(&mut plan, &mut self.scratch.clone(), features, tiles);
-        plan
-    }
-
-    fn tile_rows(&self) -> usize {
-        self.config.image_tokens()
-    }
-
-    fn keep_plan(&self, moves: &[RowMove]) -> Plan {
-        let cols = self.config.text.hidden_size;
-        let mut plan = Plan::new(self.dtype);
-        plan.scope("projector/keep", |p| {
-            for &RowMove { from, to, rows } in moves {
-                let at = |row: usize| self.image_rows.slice(row * cols..(row + rows) * cols);
-                let index = self.row_index.slice(0..rows);
-                p.push(Gather { y: at(to), x: at(from), index, rows, cols, y_cols: cols, first_col: 0 });
-            }
-        });
-        plan
+        self.areas.plan(|plan, scratch| self.project(plan, scratch, self.features(tiles), tiles))
     }
 
     fn step_plan(&self, shape: StepShape) -> Plan {
-        let mut plan = Plan::new(self.dtype);
-        self.step(&mut plan, &mut self.scratch.clone(), shape);
-        plan
-    }
-
-    fn pixels(&self) -> Buf<u8> {
-        self.pixels
-    }
-
-    fn features(&self) -> Buf<Act> {
-        self.features
-    }
-
-    fn image_rows(&self) -> Buf<Act> {
-        self.image_rows
-    }
-
-    fn picture_area(&self) -> &PictureArea {
-        &self.picture_area
-    }
-
-    fn io(&self) -> &StepArea {
-        &self.io
-    }
-
-    fn regions(&self) -> [usize; 4] {
-        self.regions
-    }
-
-    fn placements(&self) -> &[Placement] {
-        &self.placements
-    }
-
-    fn warnings(&self) -> &[String] {
-        &self.warnings
+        self.areas.plan(|plan, scratch| self.step(plan, scratch, shape))
     }
 }
 
-/// What config.json says of this family.
-fn settings(config: &Config) -> &LlavaConfig {
-    let Family::Llava(llava) = &config.model.family;
-    llava
-}
-
-/// The processor that preprocessor_config.json describes; its sizes were checked when it was read.
-pub fn clip_processor(p: &Preprocessor) -> ClipProcessor {
-    ClipProcessor {
-        do_pad: p.do_pad,
-        do_resize: p.do_resize,
-        size: match p.size {
-            Resize::ShortestEdge(n) => Size::ShortestEdge(n as u32),
-            Resize::Exact { height, width } => Size::Exact { height: height as u32, width: width as u32 },
-        },
-        resample: match p.resample {
-            Resample::Bilinear => Filter::Bilinear,
-            Resample::Bicubic => Filter::Bicubic,
-        },
-        do_center_crop: p.do_center_crop,
-        crop: (p.crop_size.0 as u32, p.crop_size.1 as u32),
-        do_rescale: p.do_rescale,
-        rescale_factor: p.rescale_factor,
-        do_normalize: p.do_normalize,
-        mean: p.mean,
-        std: p.std,
-    }
-}
-
-/// Rows of the tower's hidden states that are features: all, or all but each tile's class token.
-fn feature_index(config: &LlavaConfig, tiles: usize) -> Vec<i32> {
-    let tokens = 1 + config.vision.patches();
-    let first = match config.select {
+/// Rows of a tile's hidden states that are features: all, or all but the class token.
+fn feature_rows(llava: &LlavaConfig) -> Vec<usize> {
+    let first = match llava.select {
         Select::Default => 1,
         Select::Full => 0,
     };
-    (0..tiles).flat_map(|t| (first..tokens).map(move |i| (t * tokens + i) as i32)).collect()
-}
-
-/// Tensors that checkpoints carry and this model does not read.
-fn unused(name: &str, blocks: usize) -> bool {
-    let later_block = name
-        .strip_prefix("vision_tower.encoder.layers.")
-        .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok())
-        .is_some_and(|i| i >= blocks);
-    later_block
-        || name.ends_with(".position_ids")
-        || name.ends_with(".rotary_emb.inv_freq")
-        || name.starts_with("vision_tower.post_layernorm.")
+    (first..1 + llava.vision.patches()).collect()
 }

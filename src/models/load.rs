@@ -76,7 +76,7 @@ pub fn random_fills(placements: &[Placement]) -> Option<Plan> {
 ///
 /// A tensor that is missing or has another shape is noted, and its place handed out all the same, so that one error
 /// names them all.
-pub(super) struct Loader<'a> {
+pub struct Loader<'a> {
     tensors: Asked<'a>,
     layout: Layout,
     placements: Vec<Placement>,
@@ -90,12 +90,20 @@ enum Asked<'a> {
 
 impl<'a> Loader<'a> {
     /// `canonical` turns a stored name into the one that is asked for.
+    ///
+    /// # Errors
+    /// When two stored names mean the same tensor.
     pub fn new(tensors: Tensors<'a>, dtype: DType, canonical: fn(&'a str) -> Cow<'a, str>) -> Result<Loader<'a>> {
         let tensors = match tensors {
             Tensors::Stored(weights) => Asked::Stored(Wants::new(weights, canonical)?),
             Tensors::Random => Asked::Random,
         };
         Ok(Loader { tensors, layout: Layout::new(Region::Weights, dtype), placements: Vec::new() })
+    }
+
+    /// Type that tensors have once they are loaded.
+    pub fn dtype(&self) -> DType {
+        self.layout.dtype()
     }
 
     /// One tensor in a buffer of its own.
@@ -172,7 +180,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Everything that was placed, the layout, and warnings; or one error about all that is missing or mismatched.
-    pub fn finish(self) -> Result<(Vec<Placement>, Layout, Vec<String>)> {
+    pub(super) fn finish(self) -> Result<(Vec<Placement>, Layout, Vec<String>)> {
         let warnings = match self.tensors {
             Asked::Stored(wants) => wants.finish(false)?,
             Asked::Random => Vec::new(),

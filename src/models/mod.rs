@@ -4,27 +4,37 @@
 //! a token count, and which id stands for it in a prompt; and it builds three plans: one that encodes tiles, one that
 //! projects features that a caller brings, and one step of the language model over decode rows and prompt chunks.
 
+mod areas;
 mod clip;
 mod io;
 mod llama;
 mod llava;
 mod load;
+mod phi3v;
 mod picture;
+mod processor;
+mod registry;
 mod rows;
+mod vision;
 
+pub use areas::{Areas, PictureSizes};
+pub use clip::{Clip, TileInput};
 pub use io::{Limits, MAX_TOKEN_BIASES, StepArea, StepIo, StepShape};
-pub use llava::clip_processor;
-pub use load::{Placement, Tensors, random_fills};
+pub use llama::{Fused, Llama};
+pub use load::{Loader, Placement, Tensors, random_fills};
 pub use picture::{Picture, PictureArea};
+pub use processor::{Processor, clip_processor};
+pub use registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, REGISTRY, Registration, find};
 pub use rows::{ImageRow, RowMap};
+pub use vision::{Projector, Tower};
 
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::config::{Config, Preprocessor, ProcessorKwargs};
+use crate::config::ProcessorKwargs;
 use crate::image::Rgb;
-use crate::mem::{Act, Buf, DType, Source};
+use crate::mem::Source;
 use crate::plan::Plan;
 
 /// What a model is given for a picture, in vLLM's words: whether it needs its vision tower.
@@ -63,12 +73,12 @@ pub struct Tiles {
     pub content: Content,
     /// Pieces of the picture that are encoded on their own.
     pub tiles: usize,
-    /// Which image row stands at each place that the picture takes in the sequence.
+    /// The places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
     pub rows: RowMap,
 }
 
 impl Tiles {
-    /// Places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
+    /// Places that the picture takes in the sequence.
     pub fn tokens(&self) -> usize {
         self.rows.len()
     }
@@ -79,11 +89,18 @@ impl Tiles {
 pub enum Content {
     /// `[tiles, image_size, image_size, 3]` bytes.
     Pixels(Vec<u8>),
+    /// A first tile of values, and bytes of the others.
+    Views {
+        /// `[3, image_size, image_size]`, normalised.
+        overview: Vec<f32>,
+        /// `[tiles - 1, image_size, image_size, 3]`
+        pixels: Vec<u8>,
+    },
     /// One tile of pixels, which the device makes.
     Picture(Box<Picture>),
-    /// `[tokens, columns]` of [`Vlm::feature_shape`] in the model's type: what the tower makes of the pixels.
+    /// `[tokens, `[`feature_columns`](Vlm::feature_columns)`]` in the model's type: what the tower makes of the pixels.
     Features(Source),
-    /// `[tokens, columns]` of [`Vlm::embedding_shape`] in the model's type: what the projector makes of the features.
+    /// `[tokens, `[`hidden`](Areas::hidden)`]` in the model's type: what the projector makes of the features.
     Embeddings(Source),
 }
 
@@ -91,18 +108,9 @@ impl Content {
     /// What comes first; `None` if nothing is left to do.
     pub fn stage(&self) -> Option<Stage> {
         match self {
-            Content::Pixels(_) | Content::Picture(_) => Some(Stage::Tower),
+            Content::Pixels(_) | Content::Views { .. } | Content::Picture(_) => Some(Stage::Tower),
             Content::Features(_) => Some(Stage::Projector),
             Content::Embeddings(_) => None,
-        }
-    }
-
-    /// Bytes that it takes on the device, where its first stage reads it.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Content::Pixels(tiles) => tiles.len(),
-            Content::Picture(picture) => picture.resize.y.len(),
-            Content::Features(rows) | Content::Embeddings(rows) => rows.bytes().len(),
         }
     }
 }
@@ -127,128 +135,109 @@ pub struct RowMove {
     pub rows: usize,
 }
 
-/// Rotary angles of two kinds: the short ones for sequences of at most `switch` tokens, the long ones for all positions of
-/// longer sequences. Both lie in one table, a row for each position, the short ones from row 0 on.
+/// Places that a picture takes in a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageTokens {
+    /// As many whatever its size.
+    Always(usize),
+    /// By its size, at most so many.
+    UpTo(usize),
+}
+
+impl ImageTokens {
+    /// The most.
+    pub fn most(self) -> usize {
+        match self {
+            ImageTokens::Always(n) | ImageTokens::UpTo(n) => n,
+        }
+    }
+}
+
+/// Where the rotary angles change with the length of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LongRope {
-    /// Tokens of the longest sequence that has the short angles.
+    /// Longest sequence, in tokens, of the short angles. In a longer one every position has its long angle.
     pub switch: usize,
-    /// Row of the table that holds the long angles of position 0.
+    /// Row of the rotary table at which the long ones begin.
     pub first_row: usize,
 }
 
 /// A loaded model: places of its weights, and its plans.
 pub trait Vlm: Send + Sync {
-    /// Places that the largest picture takes in a sequence.
-    fn max_image_tokens(&self) -> usize;
+    /// Where everything lies that others read and write.
+    fn areas(&self) -> &Areas;
 
-    /// A picture that costs [`Vlm::max_image_tokens`], for warm-up.
+    /// What makes pictures ready, with options that differ from those of the checkpoint.
+    ///
+    /// # Errors
+    /// If an option is unknown, or asks for what this model cannot do, or cannot do any more once it is loaded.
+    fn processor(&self, kwargs: &ProcessorKwargs) -> Result<Box<dyn Processor>>;
+
+    /// Places that pictures take in a sequence.
+    fn image_tokens(&self) -> ImageTokens;
+
+    /// A picture that costs the most of them with the options of the checkpoint, for warm-up.
     ///
     /// # Errors
     /// If there is no memory for it.
     fn dummy_image(&self) -> Result<Rgb>;
 
-    /// What is done to a picture that comes with options of its own.
-    ///
-    /// # Errors
-    /// If an option is unknown, or asks for what this model cannot do, or cannot do any more once it is loaded.
-    fn preprocessor(&self, kwargs: &ProcessorKwargs) -> Result<Preprocessor>;
-
-    /// Tiles and token count of a picture. `how` is of [`Vlm::preprocessor`]; `None` is the checkpoint's own.
-    ///
-    /// # Errors
-    /// If the picture cannot be brought into the shape that the model takes, or the model was built without its tower.
-    fn prepare(&self, picture: &Rgb, how: Option<&Preprocessor>) -> Result<Tiles>;
-
-    /// The same with the resizing left to the device, if it is one that it can do; the pixels are the same to the byte.
-    ///
-    /// # Errors
-    /// As [`Vlm::prepare`].
-    fn prepare_for_device(&self, picture: Rgb, how: Option<&Preprocessor>) -> Result<Tiles> {
-        self.prepare(&picture, how)
+    /// Columns of [`Content::Features`], in a model that takes them; their rows are those of a tile.
+    fn feature_columns(&self) -> Option<usize> {
+        None
     }
 
-    /// Rows and columns of a picture's [`Content::Features`].
-    fn feature_shape(&self) -> [usize; 2];
+    /// What is computed once, when the weights are in their places: the image rows that are the same for every picture.
+    fn setup_plan(&self) -> Plan {
+        Plan::new(self.areas().dtype)
+    }
 
-    /// Rows and columns of a picture's [`Content::Embeddings`].
-    fn embedding_shape(&self) -> [usize; 2];
-
-    /// The vocabulary's id that stands for a picture in a prompt.
-    fn image_token_id(&self) -> u32;
-
-    /// Encode `tiles` tiles from [`Vlm::pixels`] and leave their rows at the start of the image rows. An empty plan in a
-    /// model without its tower.
+    /// Encode the first `tiles` tiles of [`Areas::tiles`] and leave their rows at the start of the image rows. An empty
+    /// plan in a model without its tower.
     fn encode_plan(&self, tiles: usize) -> Plan;
 
-    /// Project `tiles` tiles from [`Vlm::features`] and leave their rows at the start of the image rows.
-    fn project_plan(&self, tiles: usize) -> Plan;
-
-    /// Image rows of a tile. Row 0 of those that are kept comes after the rows of all tiles that are encoded together.
-    fn tile_rows(&self) -> usize;
-
-    /// Copy image rows that an encode plan left behind to where they are kept.
-    fn keep_plan(&self, moves: &[RowMove]) -> Plan;
+    /// Project `tiles` tiles from [`Areas::features`] and leave their rows at the start of the image rows.
+    fn project_plan(&self, _tiles: usize) -> Plan {
+        Plan::new(self.areas().dtype)
+    }
 
     /// One step of the language model.
     fn step_plan(&self, shape: StepShape) -> Plan;
 
-    /// Where [`Vlm::encode_plan`] reads the tiles, `[max_tiles, image_size, image_size, 3]`.
-    fn pixels(&self) -> Buf<u8>;
-
-    /// Where [`Vlm::project_plan`] reads the features, `[max_tiles * rows of a tile, columns]`.
-    fn features(&self) -> Buf<Act>;
-
-    /// What prompts refer to, `[(max_tiles + kept_tiles) * rows of a tile, columns]`.
-    fn image_rows(&self) -> Buf<Act>;
-
-    /// Where a picture stands before the device resizes it.
-    fn picture_area(&self) -> &PictureArea;
-
-    /// What the host and the device exchange at a step.
-    fn io(&self) -> &StepArea;
-
-    /// Where the rotary angles change with the length of a sequence, if they do within the greatest length.
+    /// Where the angles of positions change with the length of the sequence, if they do.
     fn long_rope(&self) -> Option<LongRope> {
         None
     }
 
+    /// Image rows of a tile.
+    fn tile_rows(&self) -> usize {
+        self.areas().tile_rows
+    }
+
+    /// What the host and the device exchange at a step.
+    fn io(&self) -> &StepArea {
+        &self.areas().io
+    }
+
     /// Sizes of the regions in bytes, in the order of [`Region::ALL`](crate::mem::Region::ALL).
-    fn regions(&self) -> [usize; 4];
+    fn regions(&self) -> [usize; 4] {
+        self.areas().regions
+    }
 
     /// What goes where in the weights region.
-    fn placements(&self) -> &[Placement];
-
-    /// What was odd about the checkpoint but does not change a result.
-    fn warnings(&self) -> &[String];
-}
-
-/// Finds every tensor, lays out the regions, and is ready to build plans.
-pub type Build = fn(&Config, Tensors<'_>, DType, Limits, ImageInputType) -> Result<Box<dyn Vlm>>;
-
-/// One family of models, by the name that config.json gives it.
-pub struct Registration {
-    /// `architectures[0]` of config.json.
-    pub architecture: &'static str,
-    /// Bytes of a block of [`KV_BLOCK`](crate::ops::KV_BLOCK) tokens in the caches of all layers.
-    pub kv_block_bytes: fn(&Config, DType) -> usize,
-    /// How it is loaded.
-    pub build: Build,
-}
-
-/// Every family that this build knows.
-pub const REGISTRY: &[Registration] = &[llava::REGISTRATION];
-
-/// The family of a checkpoint.
-///
-/// # Errors
-/// If no family goes by the name in config.json.
-pub fn find(architecture: &str) -> Result<&'static Registration> {
-    match REGISTRY.iter().find(|r| r.architecture == architecture) {
-        Some(found) => Ok(found),
-        None => {
-            let known: Vec<_> = REGISTRY.iter().map(|r| r.architecture).collect();
-            bail!("config.json: architectures[0] = {architecture:?}; this build runs {}", known.join(", "))
-        }
+    fn placements(&self) -> &[Placement] {
+        &self.areas().placements
     }
+}
+
+/// Tensors of CLIP and Llama that checkpoints carry and models of them that run `blocks` blocks of CLIP do not read.
+fn unused(name: &str, blocks: usize) -> bool {
+    let later_block = name
+        .strip_prefix("vision_tower.encoder.layers.")
+        .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok())
+        .is_some_and(|i| i >= blocks);
+    later_block
+        || name.ends_with(".position_ids")
+        || name.ends_with(".rotary_emb.inv_freq")
+        || name.starts_with("vision_tower.post_layernorm.")
 }

@@ -45,7 +45,7 @@ pub use patch_embed::{PatchEmbed, PatchEmbedParams};
 pub use random_fill::{RandomFill, RandomFillParams};
 pub use resize::{Resize, ResizeAxis, ResizeAxisParams, ResizeParams};
 pub use rmsnorm::{RmsNorm, RmsNormParams};
-pub use rope_kv::{RopeKv, RopeKvParams, rope_table};
+pub use rope_kv::{RopeKv, RopeKvParams, long_rope_table, rope_table};
 pub use sample::{
     IN_PROMPT, MAX_TOP_LOGPROBS, ONLY_LISTED, REPORT_GIVEN, Sample, SampleParams, SamplingRow, TokenBias, logits_hash,
 };

@@ -10,14 +10,19 @@ use crate::mem::{Act, Bases, Buf, Spans};
 /// Normalise, cut into patches, project, prepend the class token, add positions and apply the pre-norm.
 ///
 /// Pixels stay bytes until here: a byte of channel `c` stands for `table[c, byte]`, so the rescaling and normalisation
-/// of any processor is exact and costs one look-up. A patch is flattened in the order (channel, y, x), as the
-/// convolution's weight is stored, and rounded to the stored type of the weights.
+/// of any processor is exact and costs one look-up. A tile that was resized after its normalisation comes as values. A
+/// patch is flattened in the order (channel, y, x), as the convolution's weight is stored, and rounded to the stored type
+/// of the weights. Which tiles are bytes is read through a buffer, so that a captured graph stays valid for any mix.
 #[derive(Clone, Copy, Debug)]
 pub struct PatchEmbed {
     /// `[tiles, 1 + grid^2, hidden]`, class token first.
     pub y: Buf<Act>,
-    /// `[tiles, image_size, image_size, 3]`, RGB.
+    /// `[any, image_size, image_size, 3]`, RGB.
     pub pixels: Buf<u8>,
+    /// `[any, 3, image_size, image_size]`, normalised; may be empty.
+    pub values: Buf<f32>,
+    /// `[tiles]`: `n` for tile `n` of `pixels`, `-1 - n` for tile `n` of `values`.
+    pub source: Buf<i32>,
     /// `[3, 256]`: value of a byte, by channel.
     pub table: Buf<f32>,
     /// `[hidden, 3 * patch_size^2]`
@@ -62,31 +67,42 @@ impl PatchEmbed {
         2 * 3 * 256 + BLOCK_PATCHES * (2 * patch_stride + 4 * (self.hidden + 8))
     }
 
-    /// The patches of one tile as rows, `[grid^2, 3 * patch_size^2]`.
-    fn patches(&self, pixels: &[u8], table: &[f32]) -> Vec<f32> {
+    /// Numbers of a tile.
+    fn tile_len(&self) -> usize {
+        3 * self.image_size * self.image_size
+    }
+
+    /// The patches of one tile as rows, `[grid^2, 3 * patch_size^2]`, from its values, `[3, image_size, image_size]`.
+    fn patches(&self, values: &[f32]) -> Vec<f32> {
         let (g, p, s) = (self.grid(), self.patch_size, self.image_size);
         let mut rows = Vec::with_capacity(g * g * self.patch_len());
         for (gy, gx) in (0..g).flat_map(|gy| (0..g).map(move |gx| (gy, gx))) {
             for (c, y) in (0..3).flat_map(|c| (0..p).map(move |y| (c, y))) {
-                for x in 0..p {
-                    let byte = pixels[((gy * p + y) * s + gx * p + x) * 3 + c];
-                    rows.push(round_to(self.weight.dtype(), table[c * 256 + usize::from(byte)]));
-                }
+                let line = &values[(c * s + gy * p + y) * s + gx * p..][..p];
+                rows.extend(line.iter().map(|&v| round_to(self.weight.dtype(), v)));
             }
         }
         rows
     }
 }
 
+/// The values of a tile of bytes, channel after channel.
+fn look_up(pixels: &[u8], table: &[f32]) -> Vec<f32> {
+    let channel = |c: usize| pixels[c..].iter().step_by(3).map(move |&byte| table[c * 256 + usize::from(byte)]);
+    (0..3).flat_map(channel).collect()
+}
+
 impl Kernel for PatchEmbed {
     const NAME: &'static str = "patch_embed";
 
+    /// Counts every tile as bytes: which ones are values is known only when the step runs.
     fn cost(&self) -> Cost {
         let patches = self.tiles * self.grid() * self.grid();
         let parameters = self.hidden * self.patch_len() + self.position.len() + 3 * self.hidden;
         Cost {
-            bytes: (self.pixels.len() + 4 * self.table.len() + (parameters + self.y.len()) * self.y.dtype().size())
-                as u64,
+            bytes: (self.tiles * (self.tile_len() + 4)
+                + 4 * self.table.len()
+                + (parameters + self.y.len()) * self.y.dtype().size()) as u64,
             flops: (2 * patches * self.hidden * self.patch_len() + 8 * self.y.len()) as u64,
         }
     }
@@ -96,13 +112,17 @@ impl Kernel for PatchEmbed {
     }
 
     fn reference(&self, m: &HostMem) {
-        let (pixels, table) = (m.read(self.pixels), m.load(self.table));
-        let (class, position) = (m.load(self.class), m.load(self.position));
+        let (table, class, position) = (m.read(self.table), m.load(self.class), m.load(self.position));
         let (norm_weight, norm_bias) = (m.load(self.norm_weight), m.load(self.norm_bias));
         let (patches, d) = (self.grid() * self.grid(), self.hidden);
         let mut y = Vec::with_capacity(self.y.len());
-        for tile in pixels.chunks_exact(3 * self.image_size * self.image_size) {
-            let rows = self.patches(tile, &table);
+        let tile = |n: usize| n * self.tile_len()..(n + 1) * self.tile_len();
+        for source in m.read(self.source) {
+            let values = match usize::try_from(source) {
+                Ok(n) => look_up(&m.read(self.pixels.slice(tile(n))), &table),
+                Err(_) => m.read(self.values.slice(tile((-1 - source) as usize))),
+            };
+            let rows = self.patches(&values);
             let embedded = m.with_floats(self.weight, |w| matmul_nt(&rows, w, patches, d, self.patch_len()));
             let tokens = std::iter::once(&class[..]).chain(embedded.chunks_exact(d));
             for (token, position) in tokens.zip(position.chunks_exact(d)) {
@@ -122,6 +142,8 @@ impl Kernel for PatchEmbed {
 pub struct PatchEmbedParams {
     y: u64,
     pixels: u64,
+    values: u64,
+    source: u64,
     table: u64,
     weight: u64,
     class_token: u64,
@@ -143,6 +165,8 @@ impl Launch for PatchEmbed {
         PatchEmbedParams {
             y: at.at(self.y),
             pixels: at.at(self.pixels),
+            values: at.at(self.values),
+            source: at.at(self.source),
             table: at.at(self.table),
             weight: at.at(self.weight),
             class_token: at.at(self.class),
@@ -190,6 +214,8 @@ mod tests {
             let op = PatchEmbed {
                 y: l.take(2 * n * hidden),
                 pixels: l.take(2 * 3 * image_size * image_size),
+                values: l.take(0),
+                source: l.take(2),
                 table: l.take(3 * 256),
                 weight: l.take(hidden * k),
                 class: row,

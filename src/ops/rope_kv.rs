@@ -1,6 +1,7 @@
 //! Rotary position embedding, and the write into the paged cache.
 
 use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
 
 use super::attention::PagedKv;
 use crate::host::{HostMem, round_to};
@@ -33,13 +34,30 @@ pub struct RopeKv {
 /// Cosines and sines of positions `0 .. positions`, `[positions, head_dim]`, computed in f32 as Hugging Face does:
 /// `angle = position / theta^(2j / head_dim)`.
 pub fn rope_table(theta: f64, head_dim: usize, positions: usize) -> Vec<f32> {
-    let half = head_dim / 2;
-    let inverse: Vec<f32> = (0..half).map(|j| 1.0 / (theta as f32).powf(2.0 * j as f32 / head_dim as f32)).collect();
-    let row = |p: usize| {
-        let angles = inverse.iter().map(move |f| p as f32 * f);
-        angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect::<Vec<_>>()
-    };
-    (0..positions).flat_map(row).collect()
+    table(theta, &vec![1.0; head_dim / 2], 1.0, positions)
+}
+
+/// [`rope_table`] with frequency `j` divided by `factors[j]`, `[head_dim / 2]`, and cosines and sines multiplied by
+/// `attention_factor`: `longrope` of Hugging Face.
+pub fn long_rope_table(theta: f64, factors: &[f64], attention_factor: f64, positions: usize) -> Vec<f32> {
+    let factors: Vec<f32> = factors.iter().map(|&f| f as f32).collect();
+    table(theta, &factors, attention_factor as f32, positions)
+}
+
+fn table(theta: f64, factors: &[f32], scale: f32, positions: usize) -> Vec<f32> {
+    let half = factors.len();
+    let power = |j: usize| (theta as f32).powf(2.0 * j as f32 / (2 * half) as f32);
+    let inverse: Vec<f32> = factors.iter().enumerate().map(|(j, factor)| 1.0 / (factor * power(j))).collect();
+    let mut table = vec![0.0; positions * 2 * half];
+    // A long context has millions of angles.
+    table.par_chunks_exact_mut(2 * half).enumerate().for_each(|(position, row)| {
+        let (cos, sin) = row.split_at_mut(half);
+        for (j, f) in inverse.iter().enumerate() {
+            let angle = position as f32 * f;
+            (cos[j], sin[j]) = (angle.cos() * scale, angle.sin() * scale);
+        }
+    });
+    table
 }
 
 /// Threads of a block of the kernel.
@@ -176,6 +194,21 @@ mod tests {
             assert!((angle(j) - expected).abs() < 1e-7, "{j}: {}", angle(j));
         }
         assert!(table[..64].iter().all(|&c| c == 1.0) && table[64..128].iter().all(|&s| s == 0.0));
+    }
+
+    /// Of Phi-3.5-vision's factors, as transformers computes them.
+    #[test]
+    fn long_ropes_are_the_published_ones() {
+        let short = [1.08, 1.1, 1.13];
+        let scale = (1.0f64 + 5.0 / 12.0).sqrt();
+        let mut factors = vec![1.0; 48];
+        factors[..3].copy_from_slice(&short);
+        let table = long_rope_table(10000.0, &factors, scale, 2);
+        for (j, expected) in [(0, 0.92592591), (1, 0.750367403), (2, 0.60291332)] {
+            let (cos, sin) = (f64::from(table[96 + j]), f64::from(table[96 + 48 + j]));
+            assert!((sin.atan2(cos) - expected).abs() < 1e-7, "{j}: {}", sin.atan2(cos));
+            assert!((sin.hypot(cos) - 1.1902380714238083).abs() < 1e-6);
+        }
     }
 
     #[test]

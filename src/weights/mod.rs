@@ -20,7 +20,7 @@ mod names;
 mod wants;
 
 pub use files::{INDEX, SINGLE};
-pub use names::canonical_llava;
+pub use names::{canonical_llava, canonical_phi3v};
 pub use wants::Wants;
 
 use files::{Found, Index, Shard};

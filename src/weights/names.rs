@@ -55,6 +55,29 @@ pub fn canonical_llava(name: &str) -> Cow<'_, str> {
     }
 }
 
+/// The name under which Phi-3-vision's code asks for a tensor: LLaVA's for what is alike. `wte` is another name of the
+/// embedding.
+pub fn canonical_phi3v(name: &str) -> Cow<'_, str> {
+    for (stored, canonical) in PHI3_V {
+        if let Some(rest) = name.strip_prefix(stored) {
+            return Cow::Owned(format!("{canonical}{rest}"));
+        }
+    }
+    Cow::Borrowed(name)
+}
+
+const PHI3_V: [(&str, &str); 9] = [
+    ("model.vision_embed_tokens.img_processor.vision_model.", "vision_tower."),
+    ("model.vision_embed_tokens.img_projection.0.", "multi_modal_projector.linear_1."),
+    ("model.vision_embed_tokens.img_projection.2.", "multi_modal_projector.linear_2."),
+    ("model.vision_embed_tokens.sub_GN", "sub_GN"),
+    ("model.vision_embed_tokens.glb_GN", "glb_GN"),
+    ("model.vision_embed_tokens.wte.", "language_model.wte."),
+    ("model.embed_tokens.", "language_model.embed_tokens."),
+    ("model.layers.", "language_model.layers."),
+    ("model.norm.", "language_model.norm."),
+];
+
 /// What may follow a leading `model.` that means nothing.
 const PARTS: [&str; 4] = ["vision_tower.", "language_model.", "multi_modal_projector.", "image_newline"];
 

@@ -1,6 +1,6 @@
 //! config.json and generation_config.json.
 
-use ocelli::config::{Activation, Config, Family, Files, LlavaConfig, SamplingDefaults, Select};
+use ocelli::config::{Activation, Config, Family, Files, LlavaConfig, SamplingDefaults, Select, float_dtype};
 use ocelli::mem::DType;
 use serde_json::{Value, json};
 
@@ -151,8 +151,10 @@ fn parse(config: &Value) -> anyhow::Result<Config> {
 }
 
 fn llava(config: &Config) -> &LlavaConfig {
-    let Family::Llava(llava) = &config.model.family;
-    llava
+    match &config.model.family {
+        Family::Llava(llava) => llava,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// [`NEW_STYLE`] with the field at `path` set to `value`.
@@ -196,11 +198,10 @@ fn the_hub_files_mean_what_their_defaults_say() {
     assert_eq!((v.layer_norm_eps, v.hidden_act), (1e-5, Activation::QuickGelu));
     assert_eq!((l.image_token_index, l.projector_act, l.projector_bias), (32000, Activation::Gelu, true));
     assert_eq!((l.feature_layers.as_slice(), l.select), (&[23][..], Select::Default));
-    assert_eq!((l.image_tokens(), l.projector_input(), l.vision_blocks()), (576, 1024, 23));
+    assert_eq!((l.tile_rows(), l.projector_input(), l.vision_blocks()), (576, 1024, 23));
     let g = &config.generation;
     assert_eq!((g.bos, g.eos.as_slice(), g.pad), (Some(1), &[2][..], Some(32001)));
     assert_eq!(g.sampling, SamplingDefaults::default());
-    assert_eq!(config.image_token, "<image>");
 }
 
 #[test]
@@ -219,7 +220,7 @@ fn the_new_style_is_read() {
     let l = llava(&config);
     assert_eq!(config.model.dtype, Some(DType::F32));
     assert_eq!((l.text.num_key_value_heads, l.text.head_dim, l.text.vocab_size), (1, 64, 101));
-    assert_eq!((l.feature_layers.as_slice(), l.image_tokens()), (&[2][..], 4));
+    assert_eq!((l.feature_layers.as_slice(), l.tile_rows()), (&[2][..], 4));
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn an_unsupported_model_lists_the_supported_ones() {
     refused("architectures", json!("LlavaForConditionalGeneration"), &["architectures = ", supported]);
     fails(parse(&without("architectures")), &["architectures is missing", supported]);
     refused("model_type", json!("llava_next"), &["model_type = \"llava_next\" contradicts architectures"]);
-    refused("text_config.model_type", json!("mistral"), &["text_config.model_type = \"mistral\"", "\"llama\""]);
+    refused("text_config.model_type", json!("mixtral"), &["text_config.model_type = \"mixtral\"", "\"llama\""]);
     refused(
         "vision_config.model_type",
         json!("siglip_vision_model"),
@@ -454,7 +455,7 @@ fn feature_layers_count_from_either_end() {
 #[test]
 fn the_full_strategy_keeps_the_class_token() {
     let config = parse(&with("vision_feature_select_strategy", json!("full"))).unwrap();
-    assert_eq!((llava(&config).select, llava(&config).image_tokens()), (Select::Full, 5));
+    assert_eq!((llava(&config).select, llava(&config).tile_rows()), (Select::Full, 5));
 }
 
 #[test]
@@ -501,10 +502,10 @@ fn tied_embeddings_may_be_said_in_either_place() {
 
 #[test]
 fn the_tensors_decide_the_type_and_a_contradiction_is_a_warning() {
-    let model = parse_with(HUB_7B, Some(GENERATION), 336).unwrap().model;
-    assert_eq!(model.float_dtype(Some(DType::F16)), (DType::F16, None));
-    assert_eq!(model.float_dtype(None), (DType::F16, None));
-    let (dtype, warning) = model.float_dtype(Some(DType::Bf16));
+    let said = parse_with(HUB_7B, Some(GENERATION), 336).unwrap().model.dtype;
+    assert_eq!(float_dtype(said, Some(DType::F16)), (DType::F16, None));
+    assert_eq!(float_dtype(said, None), (DType::F16, None));
+    let (dtype, warning) = float_dtype(said, Some(DType::Bf16));
     assert_eq!(dtype, DType::Bf16);
     assert!(warning.unwrap().contains("says that the tensors are f16, but most are bf16"));
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ocelli::backend::Cpu;
 use ocelli::backend::cuda::Cuda;
+use ocelli::config::ProcessorKwargs;
 use ocelli::engine::{Checkpoint, Device, Engine, LogitRows, Options, Prompt, Request, Runner, Sampling, SequenceStep};
 use ocelli::image::{self, Alpha};
 use ocelli::mem::{DType, Region};
@@ -83,12 +84,12 @@ fn every_step_of_tiny_models_agrees_with_the_references() {
         let pictures = ["wide", "tall"].map(|name| {
             let bytes = fs::read(format!("tests/goldens/pictures/{name}.png")).unwrap();
             let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
-            both.cpu.model().prepare(&rgb, None).unwrap()
+            both.cpu.model().processor(&ProcessorKwargs::new()).unwrap().prepare(&rgb).unwrap()
         });
         both.cpu.encode(&pictures, None).unwrap();
         both.cuda.encode(&pictures, None).unwrap();
         both.compare(&both.cpu.model().encode_plan(2), tolerance);
-        let rows: i32 = pictures.iter().map(|p| p.rows.encoded() as i32).sum();
+        let rows: i32 = pictures.iter().map(|p| p.tokens() as i32).sum();
         let prompt: Vec<i32> = [1, 40, 41].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51, 52]).collect();
         let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..24).rev().filter(|b| b % 3 == s).collect());
         let whole = SequenceStep { ids: &prompt, cached: 0, first_angle: 0, blocks: &blocks[0], sampling: GREEDY };
@@ -192,8 +193,8 @@ fn zeros_and_nans_in_fresh_memory_give_the_same_bits_and_so_do_recorded_and_plai
         let mut four = Four::open(dtype);
         let bytes = fs::read("demo/images/shapes.jpg").unwrap();
         let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
-        let picture = four.runners[0].model().prepare(&rgb, None).unwrap();
-        let rows = picture.rows.encoded() as i32;
+        let picture = four.runners[0].model().processor(&ProcessorKwargs::new()).unwrap().prepare(&rgb).unwrap();
+        let rows = picture.tokens() as i32;
         four.encode(&picture);
         let prompt: Vec<i32> = [1, 40].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51]).collect();
         let blocks: [Vec<i32>; 3] = [0, 1, 2].map(|s| (0..48).filter(|b| b % 3 == s).collect());

@@ -248,6 +248,8 @@ fn pictures_have_the_bits_of_steps_one_by_one() {
         let table = bed.put(Region::Weights, &(0..768).map(|i| (i % 256) as f32 / 64.0 - 2.0).collect::<Vec<f32>>());
         let [x, h, qkv, o, a] =
             [rows * d, rows * d, rows * 3 * d, rows * d, rows * f].map(|n| bed.take(Region::Scratch, n));
+        let (values, source) = (bed.take(Region::Io, 0), (0..tiles as i32).collect::<Vec<_>>());
+        let source = bed.put(Region::Io, &source);
         let pictures = [31usize, 77].map(|step| {
             let bytes: Vec<u8> = (0..tiles * image_size * image_size * 3).map(|i| (i * step / 7 % 251) as u8).collect();
             bed.put(Region::Io, &bytes)
@@ -271,6 +273,8 @@ fn pictures_have_the_bits_of_steps_one_by_one() {
             let embed: Op = PatchEmbed {
                 y: x,
                 pixels,
+                values,
+                source,
                 table,
                 weight,
                 class,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ocelli::backend::cuda::Cuda;
+use ocelli::config::ProcessorKwargs;
 use ocelli::engine::{Checkpoint, Options, Runner};
 use ocelli::image::{Alpha, ClipProcessor, Filter, Limits as DecodeLimits, Rgb, Size, decode};
 use ocelli::mem::{Buf, DType, Layout, Region};
@@ -173,12 +174,13 @@ fn a_runner_brings_every_picture_to_its_tile() {
         let bytes = fs::read(format!("tests/goldens/pictures/{name}.png")).unwrap();
         decode(&bytes, Alpha::White, &DecodeLimits::default()).unwrap()
     });
-    let host: Vec<_> = pictures.iter().map(|p| model.prepare(p, None).unwrap()).collect();
-    let device: Vec<_> = pictures.into_iter().map(|p| model.prepare_for_device(p, None).unwrap()).collect();
+    let processor = model.processor(&ProcessorKwargs::new()).unwrap();
+    let host: Vec<_> = pictures.iter().map(|p| processor.prepare(p).unwrap()).collect();
+    let device: Vec<_> = pictures.into_iter().map(|p| processor.prepare_for_device(p).unwrap()).collect();
     assert!(device.iter().all(|t| matches!(t.content, Content::Picture(_))));
     let cuda = Cuda::new(0, model.regions(), 0xff).unwrap();
     let mut runner = Runner::new(cuda, model, |_| ()).unwrap();
-    let pixels = runner.model().pixels().span();
+    let pixels = runner.model().areas().tiles.pixels.span();
     let mut encode = |tiles: &[_]| {
         runner.encode(tiles, None).unwrap();
         runner.backend().snapshot(pixels).unwrap()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use ocelli::config::ProcessorKwargs;
 use ocelli::engine::{Checkpoint, LogitRows, Options, Runner, SequenceStep};
 use ocelli::image::{self, Alpha, Limits};
 use ocelli::mem::{DType, Span};
@@ -78,7 +79,7 @@ impl<B: Backend> Golden<B> {
             .map(|name| {
                 let bytes = fs::read(goldens().join(format!("pictures/{name}.png"))).unwrap();
                 let rgb = image::decode(&bytes, Alpha::Drop, &Limits::default()).unwrap();
-                self.runner.model().prepare(&rgb, None).unwrap()
+                self.runner.model().processor(&ProcessorKwargs::new()).unwrap().prepare(&rgb).unwrap()
             })
             .collect();
         self.runner.encode(&tiles, None).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ocelli::config::ProcessorKwargs;
 use ocelli::engine::{Checkpoint, ImageArray, Options, Runner};
 use ocelli::image::{Alpha, Limits as DecodeLimits, decode};
 use ocelli::mem::{DType, Source, Span};
@@ -34,20 +35,21 @@ pub fn rows<B: Backend>(dir: &Path, dtype: DType, backend: impl Fn([usize; 4]) -
         .iter()
         .map(|file| {
             let rgb = decode(&fs::read(file).unwrap(), Alpha::White, &DecodeLimits::default()).unwrap();
-            runner.model().prepare(&rgb, None).unwrap()
+            runner.model().processor(&ProcessorKwargs::new()).unwrap().prepare(&rgb).unwrap()
         })
         .collect();
     assert!(tiles.iter().all(|t| t.content.stage() == Some(Stage::Tower)));
     runner.encode(&tiles, None).unwrap();
     let [first, last] = projector(&runner.model().encode_plan(tiles.len()));
-    let array = |span: Span, [rows, columns]: [usize; 2]| {
+    let array = |span: Span, columns: usize| {
         let bytes = runner.backend().snapshot(span).unwrap();
         let range = 0..bytes.len();
         let data = Source::new(std::sync::Arc::new(bytes), range, dtype).unwrap();
-        ImageArray { shape: vec![tiles.len(), rows, columns], data }
+        ImageArray { shape: vec![tiles.len(), runner.model().tile_rows(), columns], data }
     };
     let model = runner.model();
-    Rows { features: array(first, model.feature_shape()), embeddings: array(last, model.embedding_shape()) }
+    let columns = model.feature_columns().unwrap();
+    Rows { features: array(first, columns), embeddings: array(last, model.areas().hidden) }
 }
 
 /// What the projector reads and what it writes.

@@ -74,7 +74,9 @@ fn patch_embed_moves_pixels_parameters_and_hidden_states() {
     let mut l = layout();
     let op = PatchEmbed {
         y: l.take(2 * 5 * 6),
-        pixels: l.take(2 * 8 * 8 * 3),
+        pixels: l.take(7 * 8 * 8 * 3),
+        values: l.take(7 * 8 * 8 * 3),
+        source: l.take(2),
         table: l.take(3 * 256),
         weight: l.take(6 * 3 * 4 * 4),
         class: l.take(6),
@@ -87,7 +89,7 @@ fn patch_embed_moves_pixels_parameters_and_hidden_states() {
         hidden: 6,
         eps: 0.0,
     };
-    assert_eq!(costs(op).bytes, 384 + 4 * 768 + 2 * (288 + 6 + 30 + 6 + 6) + 2 * 60);
+    assert_eq!(costs(op).bytes, 384 + 4 * 2 + 4 * 768 + 2 * (288 + 6 + 30 + 6 + 6) + 2 * 60);
 }
 
 #[test]

@@ -13,10 +13,11 @@ use bytemuck::Pod;
 
 use super::Worker;
 use crate::backend::Cpu;
+use crate::config::ProcessorKwargs;
 use crate::engine::memory::{self, Placed};
+use crate::engine::pictures::Processing;
 use crate::engine::{
-    Device, Engine, Event, Options, PictureKey, Prompt, Request, Runner, Sampling, Scheduler, Shared, Stats, Stream,
-    Thread,
+    Device, Engine, Event, Options, Prompt, Request, Runner, Sampling, Scheduler, Shared, Stats, Stream, Thread,
 };
 use crate::mem::{Buf, Span};
 use crate::plan::{Backend, Fill, Plan, Probe, Step};
@@ -133,7 +134,7 @@ fn on<B: Backend + Send + 'static>(
     let shared = Arc::new(Shared {
         checkpoint,
         model: model.clone(),
-        processing: PictureKey([0; 32]),
+        processing: Processing::new(model.processor(&ProcessorKwargs::new()).unwrap()),
         runs_kernels: false,
         backend: "faulty",
         hardware: String::new(),

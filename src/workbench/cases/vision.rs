@@ -58,21 +58,27 @@ fn resize(what: &str, size: Size, processor: ClipProcessor, [width, height]: [u3
     })
 }
 
-/// Values of the bytes of a channel: steps of a quarter from -2 to 2, so that sums over a patch are exact in f32.
-fn table() -> Vec<f32> {
-    (0..3 * 256).map(|i: u16| f32::from(i % 17) / 4.0 - 2.0).collect()
+/// Values of bytes, or of a tile that comes as values: steps of a quarter from -2 to 2, so that sums over a patch are
+/// exact in f32.
+fn quarters(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i % 17) as f32 / 4.0 - 2.0).collect()
 }
 
 /// The projection is exact. Its rows are normalised: `n` additions for the mean and `n` for the variance, which the root
 /// halves, of rows whose mean is small beside their spread; results are below 5.5. One rounding.
-fn patch_embed(size: Size, tiles: usize, image_size: usize, patch_size: usize, hidden: usize) -> Case {
+fn patch_embed(size: Size, source: &'static [i32], image_size: usize, patch_size: usize, hidden: usize) -> Case {
     let (places, patch) = (1 + (image_size / patch_size).pow(2), 3 * patch_size * patch_size);
+    let (tiles, tile) = (source.len(), 3 * image_size * image_size);
+    let values = source.iter().filter(|&&n| n < 0).count();
     let tolerance = Tolerance { ulps: 1.0, arithmetic: (hidden as f64 + 8.0) * U * 5.0, ..Tolerance::BITS };
-    let name = format!("{tiles}x{image_size}x{image_size} by {patch_size} to {hidden}");
+    let some = if values > 0 { format!(" with {values} as values") } else { String::new() };
+    let name = format!("{tiles}x{image_size}x{image_size}{some} by {patch_size} to {hidden}");
     Case::new(PatchEmbed::NAME, name, size, tolerance, move |bed: &mut Bed| PatchEmbed {
         y: bed.output(Region::Scratch, tiles * places * hidden),
-        pixels: bed.noise(tiles * 3 * image_size * image_size),
-        table: bed.floats(Region::Weights, table()),
+        pixels: bed.noise((tiles - values) * tile),
+        values: bed.floats(Region::Io, quarters(values * tile)),
+        source: bed.ints(source),
+        table: bed.floats(Region::Weights, quarters(3 * 256)),
         weight: bed.factors(Region::Weights, hidden * patch, 1.0 / 32.0),
         class: bed.factors(Region::Weights, hidden, 0.25),
         position: bed.factors(Region::Weights, places * hidden, 0.25),
@@ -94,10 +100,13 @@ pub(super) fn cases() -> Vec<Case> {
         resize("framed", Size::Edge, FRAMED, [50, 37]),
         resize("cut", Size::Real, LLAVA, [640, 480]),
         resize("padded", Size::Real, ClipProcessor { do_pad: true, ..LLAVA }, [640, 480]),
-        patch_embed(Size::Edge, 1, 14, 14, 64),
-        patch_embed(Size::Edge, 2, 70, 14, 96),
-        patch_embed(Size::Edge, 1, 24, 4, 33),
-        patch_embed(Size::Real, 1, 336, 14, 1024),
-        patch_embed(Size::Real, 5, 336, 14, 1024),
+        patch_embed(Size::Edge, &[0], 14, 14, 64),
+        patch_embed(Size::Edge, &[0, 1], 70, 14, 96),
+        patch_embed(Size::Edge, &[0], 24, 4, 33),
+        patch_embed(Size::Edge, &[-1], 23, 5, 40),
+        patch_embed(Size::Edge, &[1, -2, 0, -1], 70, 14, 96),
+        patch_embed(Size::Real, &[0], 336, 14, 1024),
+        patch_embed(Size::Real, &[0, 1, 2, 3, 4], 336, 14, 1024),
+        patch_embed(Size::Real, &[-1, 0, 1, 2, 3], 336, 14, 1024),
     ]
 }

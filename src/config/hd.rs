@@ -1,0 +1,61 @@
+//! preprocessor_config.json of Phi-3-vision.
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+
+use super::clip::ClipConfig;
+use super::json;
+use super::object::{Nulls, Object};
+use super::preprocessor::{ProcessorKwargs, RGB, rgb};
+
+/// How Phi-3-vision's processor cuts and normalises pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HdConfig {
+    /// Most tiles of a picture, without the one that shows everything.
+    pub num_crops: u32,
+    /// Of red, green and blue, of bytes divided by 255.
+    pub mean: [f64; 3],
+    /// Of red, green and blue; none is 0.
+    pub std: [f64; 3],
+}
+
+/// Without effect on the pixels.
+const INERT: &[&str] = &["auto_map", "do_convert_rgb", "model_input_names", "processor_class"];
+
+impl HdConfig {
+    /// What the object does not say has the defaults of Phi3VImageProcessor.
+    pub(super) fn read(o: &mut Object, vision: &ClipConfig) -> Result<HdConfig> {
+        o.choice("image_processor_type", &[("Phi3VImageProcessor", ())])?;
+        o.only("num_img_tokens", vision.patches() / 4)?;
+        let config = HdConfig {
+            num_crops: crops(o)?.unwrap_or(1),
+            mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or([0.48145466, 0.4578275, 0.40821073]),
+            std: o
+                .read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x > 0.0))?
+                .unwrap_or([0.26862954, 0.26130258, 0.27577711]),
+        };
+        o.finish(&[INERT])?;
+        Ok(config)
+    }
+
+    /// These settings with some of them replaced.
+    ///
+    /// # Errors
+    /// When an option is unknown or has a value that this processor cannot do.
+    pub fn with_kwargs(&self, kwargs: &ProcessorKwargs) -> Result<HdConfig> {
+        if let Some((key, value)) = kwargs.iter().find(|(key, _)| key.as_str() != "num_crops") {
+            bail!(
+                "mm_processor_kwargs: {} = {} is no option of this model's picture processor; it has num_crops",
+                json::shown_key(key),
+                json::shown(value)
+            );
+        }
+        let mut o = Object::new("mm_processor_kwargs", kwargs, Nulls::Everywhere);
+        Ok(HdConfig { num_crops: crops(&mut o)?.unwrap_or(self.num_crops), ..self.clone() })
+    }
+}
+
+fn crops(o: &mut Object) -> Result<Option<u32>> {
+    let number = |value: &Value| super::object::size(value, u32::MAX as usize).map(|n| n as u32);
+    o.read("num_crops", "a whole number from 1", number)
+}

@@ -1,0 +1,189 @@
+//! From a decoded picture to what a model encodes: tiles, and the only token count.
+
+use anyhow::{Context, Result, ensure};
+
+use super::picture::PictureArea;
+use super::{Content, ImageRow, RowMap, Tiles};
+use crate::config::{Preprocessor, Resample, Resize};
+use crate::image::{Anyres, ClipProcessor, Filter, Hd, HdShape, Rgb, Size, View};
+use crate::mem::Buf;
+
+/// Makes pictures ready for a model.
+pub trait Processor: Send + Sync {
+    /// Tiles and places of a picture.
+    ///
+    /// # Errors
+    /// If the picture cannot be brought into the shape that the model takes, or the model was built without its tower.
+    fn prepare(&self, picture: &Rgb) -> Result<Tiles>;
+
+    /// The same with the resizing left to the device, if it is one that it can do; the pixels are the same to the byte.
+    ///
+    /// # Errors
+    /// As [`Processor::prepare`].
+    fn prepare_for_device(&self, picture: Rgb) -> Result<Tiles> {
+        self.prepare(&picture)
+    }
+
+    /// All that is done to a picture, in words that differ wherever what comes out may differ: pictures are known by them.
+    fn describe(&self) -> String;
+}
+
+/// Why a model without its tower takes no pixels.
+pub(super) fn needs_tower(has_tower: bool) -> Result<()> {
+    ensure!(
+        has_tower,
+        "it is given as pixels, and this model was loaded without its vision tower (--image-input-type \
+         image_features); give it as image features or embeddings, or load the model with --image-input-type \
+         pixel_values"
+    );
+    Ok(())
+}
+
+/// LLaVA-1.5: every picture is one tile.
+pub(super) struct OneTile {
+    pub how: ClipProcessor,
+    pub tile_rows: usize,
+    pub has_tower: bool,
+    pub area: PictureArea,
+    /// Where the first tile stands.
+    pub tile: Buf<u8>,
+}
+
+impl OneTile {
+    fn tiles(&self, content: Content) -> Tiles {
+        Tiles { content, tiles: 1, rows: RowMap::straight(self.tile_rows) }
+    }
+}
+
+impl Processor for OneTile {
+    fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
+        needs_tower(self.has_tower)?;
+        let tile = self.how.apply(picture).context("preparing the picture")?;
+        Ok(self.tiles(Content::Pixels(tile.into_data())))
+    }
+
+    fn prepare_for_device(&self, picture: Rgb) -> Result<Tiles> {
+        needs_tower(self.has_tower)?;
+        let tile = self.how.tile(picture.width(), picture.height()).context("preparing the picture")?;
+        match self.area.picture(picture, &tile, self.tile) {
+            Ok(picture) => Ok(self.tiles(Content::Picture(Box::new(picture)))),
+            Err(picture) => self.prepare(&picture),
+        }
+    }
+
+    fn describe(&self) -> String {
+        format!("{:?}", self.how)
+    }
+}
+
+/// LLaVA-NeXT: the whole picture in one tile, and the picture at the best of several resolutions in more of them.
+pub(super) struct AnyresTiles {
+    pub how: Anyres,
+    /// Patches of a tile, a side.
+    pub grid: usize,
+}
+
+impl AnyresTiles {
+    /// Constant row that ends every line.
+    pub const NEWLINE: usize = 0;
+
+    /// The first tile's patches; then those of the grid that show the picture, line by line.
+    pub fn rows(&self, view: &View) -> RowMap {
+        let (side, tile_rows) = (self.grid, self.grid * self.grid);
+        let across = view.grid.1 as usize;
+        let (lines, columns) = view.kept(side);
+        let line = |y: usize| {
+            let patch = move |x: usize| {
+                let tile = 1 + y / side * across + x / side;
+                ImageRow::Encoded(tile * tile_rows + y % side * side + x % side)
+            };
+            columns.clone().map(patch).chain([ImageRow::Constant(AnyresTiles::NEWLINE)])
+        };
+        let base = (0..tile_rows).map(ImageRow::Encoded);
+        RowMap::listed(view.tiles() * tile_rows, base.chain(lines.flat_map(line)))
+    }
+}
+
+impl Processor for AnyresTiles {
+    fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
+        let view = self.how.view(picture.width(), picture.height())?;
+        let pixels = self.how.apply(picture).context("preparing the picture")?;
+        Ok(Tiles { content: Content::Pixels(pixels), tiles: view.tiles(), rows: self.rows(&view) })
+    }
+
+    fn describe(&self) -> String {
+        format!("{:?}", self.how)
+    }
+}
+
+/// Phi-3-vision: the picture in as many tiles as it may have, and all of it once more in a tile of values.
+pub(super) struct HdTiles {
+    pub how: Hd,
+    /// Merged patches of a tile, a side.
+    pub grid: usize,
+}
+
+impl HdTiles {
+    /// Constant row that ends every line.
+    pub const LINE_END: usize = 0;
+    /// Constant row between the tiles and the view of everything.
+    pub const BETWEEN: usize = 1;
+
+    /// The tiles line by line, a separator, the view of everything. It is encoded first.
+    pub fn rows(&self, shape: &HdShape) -> RowMap {
+        let (side, tile_rows) = (self.grid, self.grid * self.grid);
+        let (down, across) = (shape.grid.0 as usize, shape.grid.1 as usize);
+        let line = move |y: usize, first_tile: usize, across: usize| {
+            let row = move |x: usize| {
+                let tile = first_tile + y / side * across + x / side;
+                ImageRow::Encoded(tile * tile_rows + y % side * side + x % side)
+            };
+            (0..across * side).map(row).chain([ImageRow::Constant(HdTiles::LINE_END)])
+        };
+        let tiles = (0..down * side).flat_map(|y| line(y, 1, across));
+        let overview = (0..side).flat_map(|y| line(y, 0, 1));
+        let places = tiles.chain([ImageRow::Constant(HdTiles::BETWEEN)]).chain(overview);
+        RowMap::listed((1 + shape.tiles()) * tile_rows, places)
+    }
+}
+
+impl Processor for HdTiles {
+    fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
+        let shape = self.how.shape(picture.width(), picture.height())?;
+        let canvas = self.how.canvas(picture).context("preparing the picture")?;
+        let content = Content::Views { overview: self.how.overview(&canvas), pixels: self.how.tiles(&canvas) };
+        Ok(Tiles { content, tiles: 1 + shape.tiles(), rows: self.rows(&shape) })
+    }
+
+    fn describe(&self) -> String {
+        format!("{:?}", self.how)
+    }
+}
+
+/// The filter of preprocessor_config.json.
+pub(super) fn filter(resample: Resample) -> Filter {
+    match resample {
+        Resample::Bilinear => Filter::Bilinear,
+        Resample::Bicubic => Filter::Bicubic,
+    }
+}
+
+/// The processor that preprocessor_config.json describes; its sizes were checked when it was read.
+pub fn clip_processor(p: &Preprocessor) -> ClipProcessor {
+    ClipProcessor {
+        do_pad: p.do_pad,
+        do_resize: p.do_resize,
+        size: match p.size {
+            Resize::ShortestEdge(n) => Size::ShortestEdge(n as u32),
+            Resize::Exact { height, width } => Size::Exact { height: height as u32, width: width as u32 },
+        },
+        resample: filter(p.resample),
+        do_center_crop: p.do_center_crop,
+        crop: (p.crop_size.0 as u32, p.crop_size.1 as u32),
+        do_rescale: p.do_rescale,
+        rescale_factor: p.rescale_factor,
+        do_normalize: p.do_normalize,
+        mean: p.mean,
+        std: p.std,
+    }
+}
