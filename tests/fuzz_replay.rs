@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ocelli::config::{Config, Files};
 use ocelli::image::{Alpha, Limits, decode};
-use ocelli::text::{ChatTemplate, Tokenizer};
+use ocelli::text::{ChatTemplate, Placeholder, Tokenizer};
 use ocelli::weights::header;
 
 /// A chat template may run for ten seconds before it is stopped; nothing else takes a tenth of that.
@@ -50,7 +50,7 @@ fn chat_templates() {
     let tokenizer = Arc::new(Tokenizer::open(model).unwrap());
     replay("chat_template", |data| {
         if let Ok(source) = std::str::from_utf8(data) {
-            drop(ChatTemplate::open(model, Some(source), None, tokenizer.clone(), Some(323)));
+            drop(ChatTemplate::open(model, Some(source), None, tokenizer.clone(), Some(Placeholder::Token(323))));
         }
     });
 }

@@ -7,9 +7,11 @@ Run it from the repository with transformers 5.17 installed; the output depends 
 """
 
 import collections
+import itertools
 import json
 import pathlib
 import random
+import re
 
 import tokenizers
 import transformers
@@ -163,6 +165,15 @@ TEXTS = [
     "<unk><pad> < image > <IMAGE>", "<|user|>\nhi<|end|>\n<|assistant|>\n", "<|assistant|>\n\n x",
     "</s>  y", "<|image_1|>\nhi",
 ]
+# Numbered picture tags, which are text: what is between two of them is encoded by itself.
+TAG = re.compile(r"<\|image_\d+\|>")
+NUMBERED = [
+    "", "hi", "<|image_1|>", "<|image_1|>hi", "<|image_1|><|image_2|>", " <|image_1|> <|image_2|> ",
+    "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n",
+    "<|user|>\n<|image_1|>\n<|image_2|>\nCompare.<|end|>\n<|assistant|>\n",
+    "<|assistant|>\n <|image_1|>\n<|image|> x</s>  <|image_2|>\n", "\u4e2d<|image_1|>\u00e9",
+    "<|image_|><|image_1 |><|image_x|><|image_1", "<|image_<|image_1|>2|>", "<s><|image_01|><s>",
+]
 
 VICUNA = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + message['content'].strip() + '\\n' }}"
@@ -222,12 +233,12 @@ CONVERSATIONS = [
 ]
 
 
-def content(parts, style, placeholder):
-    """A message's content as the template wants it: a list, or one string with the placeholders first."""
+def content(parts, style, placeholders):
+    """A message's content as the template wants it: a list, or one string with the next placeholders first."""
     images = [part for part in parts if part == "image"]
     texts = [part["text"] for part in parts if part != "image"]
     if style == "text":
-        return "\n".join([placeholder] * len(images) + texts)
+        return "\n".join([next(placeholders) for _ in images] + texts)
     return [{"type": "image"} if part == "image" else {"type": "text", "text": part["text"]} for part in parts]
 
 
@@ -245,19 +256,20 @@ def templates(name):
 def chats(name, tokenizer):
     variables = {key: value if isinstance(value, str) else value["content"] for key, value in CONFIGS[name].items()
                  if key.endswith("_token") and not key.startswith("add_")}
-    placeholder = "<|image|>" if name == "phi" else "<image>"
     for title, source, style in templates(name):
         for conversation in CONVERSATIONS:
-            if title == "phi-3-vision" and any("image" in message["parts"] for message in conversation):
-                continue
-            messages = [{"role": m["role"], "content": content(m["parts"], style, placeholder)} for m in conversation]
+            numbered = title == "phi-3-vision"
+            placeholders = map("<|image_{}|>".format, itertools.count(1)) if numbered else itertools.repeat("<image>")
+            messages = [{"role": m["role"], "content": content(m["parts"], style, placeholders)} for m in conversation]
             for prompt in [True, False]:
                 [rendered], _ = render_jinja_template(
                     [messages], chat_template=source, add_generation_prompt=prompt, **variables
                 )
-                ids = tokenizer.encode(rendered, add_special_tokens=not rendered.startswith("<s>"))
+                encode = lambda text: tokenizer.encode(text, add_special_tokens=not text.startswith("<s>"))
+                ids = {"chunks": [encode(chunk) for chunk in TAG.split(rendered)]} if numbered \
+                    else {"ids": encode(rendered)}
                 yield {"tokenizer": name, "template": title, "messages": conversation, "generation_prompt": prompt,
-                       "text": rendered, "ids": ids}
+                       "text": rendered, **ids}
 
 
 def decodes(name, tokenizer, size):
@@ -295,7 +307,7 @@ def write(path, value):
 def main():
     cases = {"made_with": {"transformers": transformers.__version__, "tokenizers": tokenizers.__version__},
              "templates": {"vicuna": VICUNA, "blocks": BLOCKS, "turns": TURNS},
-             "encode": [], "as_text": [], "chat": [], "decode": []}
+             "encode": [], "numbered": [], "as_text": [], "chat": [], "decode": []}
     for name, tokens in [("llama", LLAMA), ("metaspace", LLAMA), ("phi", PHI), ("bytelevel", LLAMA)]:
         tokens = [dict(token) for token in tokens]
         file = byte_level_json(tokens) if name == "bytelevel" else tokenizer_json(tokens, metaspace=name == "metaspace")
@@ -308,6 +320,9 @@ def main():
         wrapped = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)
         for item in TEXTS:
             cases["encode"].append({"tokenizer": name, "text": item, "ids": raw.encode(item).ids})
+        for item in NUMBERED if name in ["phi", "bytelevel"] else []:
+            chunks = [raw.encode(chunk).ids for chunk in TAG.split(item)]
+            cases["numbered"].append({"tokenizer": name, "text": item, "chunks": chunks})
         if name != "phi":  # all added tokens are special, so the library's own switch covers them
             raw.encode_special_tokens = True
             for item in TEXTS:

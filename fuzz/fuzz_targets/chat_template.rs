@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use ocelli::text::{ChatTemplate, Tokenizer};
+use ocelli::text::{ChatTemplate, Placeholder, Tokenizer};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/goldens/llava-tiny-mha");
 const IMAGE_TOKEN: u32 = 323;
@@ -13,6 +13,7 @@ static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(Tokenizer
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(source) = std::str::from_utf8(data) {
-        let _ = ChatTemplate::open(Path::new(MODEL), Some(source), None, TOKENIZER.clone(), Some(IMAGE_TOKEN));
+        let placeholder = Placeholder::Token(IMAGE_TOKEN);
+        let _ = ChatTemplate::open(Path::new(MODEL), Some(source), None, TOKENIZER.clone(), Some(placeholder));
     }
 });

@@ -64,7 +64,7 @@ impl Checkpoint {
             options.chat_template.as_deref(),
             facts.chat_template,
             tokenizer.clone(),
-            Some(placeholder.id()),
+            Some(placeholder),
         );
         // Whose template it is decides who can mend it.
         let at_fault = if options.chat_template.is_some() { Error::Request } else { Error::Model };
@@ -76,7 +76,7 @@ impl Checkpoint {
     /// The settings, as the family that config.json names reads them.
     fn architecture(dir: &Path, options: &Options) -> anyhow::Result<Box<dyn Architecture>> {
         let texts = Texts::read(dir)?;
-        let named = config::architecture(&texts.files().config).and_then(|name| models::find(&name, &options.models));
+        let named = config::architecture(texts.files().config).and_then(|name| models::find(&name, &options.models));
         named.and_then(|family| (family.read)(&texts.files())).with_context(|| format!("{}", dir.display()))
     }
 

@@ -15,7 +15,7 @@ use crate::config::ProcessorKwargs;
 use crate::mem::DType;
 use crate::models::Tiles;
 use crate::ops::KV_BLOCK;
-use crate::text::{self, Message, Special, TextStream, pieces};
+use crate::text::{self, Message, Placeholder, Special, TextStream, pieces};
 
 /// What is asked.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +37,13 @@ pub struct Request {
 #[derive(Clone, Debug)]
 pub enum Prompt {
     /// Trusted text, taken as it is: `<image>` stands for a picture, once or as often as the picture has tokens, and
-    /// control tokens are what they say.
+    /// control tokens are what they say. For models with numbered placeholders `<|image_1|>` stands for the first picture,
+    /// `<|image_2|>` for the second, in that order.
     Raw(String),
     /// Messages for the chat template. Their text is text: it never becomes a control token or a picture.
     Chat(Vec<Message>),
     /// Tokens of the vocabulary, taken as they are: nothing is put in front of them. The image token stands for a
-    /// picture as `<image>` does in [`Prompt::Raw`].
+    /// picture, once or as often as the picture has tokens.
     TokenIds(Vec<u32>),
 }
 
@@ -116,22 +117,23 @@ impl Shared {
     /// The prompt as text and as tokens, and its pictures.
     fn tokens(&self, request: &Request) -> Result<(String, text::Prompt, Vec<Picture>)> {
         let c = &self.checkpoint;
-        let image_token = c.placeholder.id();
+        let placeholder = c.placeholder;
         request.sampling.check()?;
-        let (prompt, pieces) = match &request.prompt {
-            Prompt::Raw(text) => (text.clone(), pieces(&c.tokenizer.encode(text, Special::Parse, true)?, image_token)),
+        let (prompt, pieces, placeholder) = match &request.prompt {
+            Prompt::Raw(text) => (text.clone(), c.tokenizer.prompt(text, placeholder)?, placeholder),
             Prompt::Chat(messages) => {
                 let rendered = c.template.encode(messages, true)?;
-                (rendered.text, rendered.pieces)
+                (rendered.text, rendered.pieces, placeholder)
             }
             Prompt::TokenIds(ids) => {
                 self.check_ids(ids)?;
-                (String::new(), pieces(ids, image_token))
+                let id = placeholder.id();
+                (String::new(), pieces(ids, id), Placeholder::Token(id))
             }
         };
         let pictures = self.pictures(request)?;
         let counts: Vec<usize> = pictures.iter().map(|(t, _)| t.tokens()).collect();
-        let expanded = text::expand(&pieces, &counts, image_token)?;
+        let expanded = text::expand(&pieces, &counts, placeholder)?;
         ensure!(!expanded.ids.is_empty(), "the prompt has no tokens, and the tokenizer puts none in front");
         Ok((prompt, expanded, pictures))
     }

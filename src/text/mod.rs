@@ -3,7 +3,7 @@
 //! | step | type |
 //! |---|---|
 //! | a conversation to text and tokens | [`ChatTemplate`], from [`Message`]s |
-//! | a raw prompt to tokens | [`Tokenizer::encode`] and [`pieces`] |
+//! | a raw prompt to tokens | [`Tokenizer::prompt`]; [`pieces`] from ids |
 //! | one placeholder a picture to one a feature | [`expand`] |
 //! | tokens to text, up to a stop string | [`TextStream`] |
 //!
@@ -17,6 +17,7 @@ mod jinja;
 mod names;
 mod placeholder;
 mod stop;
+mod tags;
 mod template;
 mod tokenizer;
 mod vocab;

@@ -4,17 +4,20 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// How a prompt refers to pictures.
+use super::tags;
+
+/// How prompts refer to pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placeholder {
-    /// By this special token.
+    /// By an added token, such as `<image>`.
     Token(u32),
-    /// By tags.
+    /// By tags `<|image_1|>`, `<|image_2|>`, ... in the order of the text, which are no tokens: the text between two of
+    /// them is encoded by itself. The id is what stands at a picture's places once it is expanded.
     Numbered(u32),
 }
 
 impl Placeholder {
-    /// What stands at the places of pictures.
+    /// What stands at the places of a picture in [`Prompt::ids`].
     pub fn id(self) -> u32 {
         match self {
             Placeholder::Token(id) | Placeholder::Numbered(id) => id,
@@ -81,27 +84,35 @@ pub fn placeholders(pieces: &[Piece]) -> usize {
 
 /// Expands the placeholders; picture i has `tokens[i]` tokens.
 ///
-/// Two ways of writing a prompt are understood: one placeholder a picture, and the placeholders already repeated once
-/// for each token, picture after picture, those of one picture side by side.
+/// Two ways of writing a prompt are understood: one placeholder a picture, and, of those that are tokens, as many as the
+/// pictures have tokens, picture after picture, those of one picture side by side.
 ///
 /// # Errors
 /// Any other number of placeholders, or repeated ones that are interrupted; a picture without tokens.
-pub fn expand(pieces: &[Piece], tokens: &[usize], image_token: u32) -> Result<Prompt> {
+pub fn expand(pieces: &[Piece], tokens: &[usize], placeholder: Placeholder) -> Result<Prompt> {
     if let Some(image) = tokens.iter().position(|&n| n == 0) {
         bail!("picture {image} has no tokens");
     }
     let total = tokens.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)).context("too many picture tokens")?;
     let found = placeholders(pieces);
     if found == tokens.len() {
-        return expand_each(pieces, tokens, image_token);
+        return expand_each(pieces, tokens, placeholder.id());
     }
-    ensure!(
-        found == total,
-        "the prompt has {found} picture placeholders for {} pictures; write one for each picture{}",
-        tokens.len(),
-        if total > 0 { format!(", or all {total} that they expand to") } else { String::new() }
-    );
-    take_repeated(pieces, tokens, image_token)
+    let repeats = matches!(placeholder, Placeholder::Token(_)) && found == total;
+    ensure!(repeats, "{}", miscounted(found, tokens.len(), total, placeholder));
+    take_repeated(pieces, tokens, placeholder.id())
+}
+
+/// What is wrong with `found` placeholders for pictures of `total` tokens.
+fn miscounted(found: usize, pictures: usize, total: usize, placeholder: Placeholder) -> String {
+    let (what, remedy) = match placeholder {
+        Placeholder::Token(_) if total > 0 => ("placeholders", format!(", or all {total} that they expand to")),
+        Placeholder::Numbered(_) if pictures == 1 => ("tags", format!(", {}", tags::tag(1))),
+        Placeholder::Numbered(_) if pictures > 1 => ("tags", format!(", {} to {}", tags::tag(1), tags::tag(pictures))),
+        Placeholder::Token(_) => ("placeholders", String::new()),
+        Placeholder::Numbered(_) => ("tags", String::new()),
+    };
+    format!("the prompt has {found} picture {what} for {pictures} pictures; write one for each picture{remedy}")
 }
 
 /// One placeholder a picture.

@@ -10,7 +10,8 @@ use serde_json::Value as Json;
 use super::chat::{Disguise, Message, Part, Role};
 use super::file::{kind, read, read_json};
 use super::jinja::Compiled;
-use super::placeholder::{Piece, pieces, placeholders};
+use super::placeholder::{Piece, Placeholder, pieces, placeholders};
+use super::tags;
 use super::tokenizer::{Cut, MAX_TEXT_BYTES, Tokenizer};
 
 /// Largest file that holds a template, in bytes. Published ones stay under 32 KiB; `tokenizer_config.json` of a model
@@ -29,7 +30,7 @@ pub enum Builtin {
     Llava15,
     /// LLaVA-1.6 on Mistral-7B-Instruct.
     LlavaMistral,
-    /// Phi-3-vision and Phi-3.5-vision. Its picture tags are part of the text, so it takes no picture parts.
+    /// Phi-3-vision and Phi-3.5-vision, whose placeholders are numbered.
     Phi3Vision,
 }
 
@@ -76,15 +77,14 @@ pub struct ChatTemplate {
     compiled: Compiled,
     content: Content,
     tokenizer: Arc<Tokenizer>,
-    image_token: Option<u32>,
+    placeholder: Option<Placeholder>,
 }
 
 impl ChatTemplate {
     /// Finds the template, in this order: `explicit` (a file's path or the template itself), `chat_template.jinja`,
     /// `chat_template.json`, the `chat_template` of `tokenizer_config.json` in `dir`, `builtin`.
     ///
-    /// `image_token` is the placeholder's id, for a model whose placeholder is a token. The template is then tried with
-    /// a question about one picture.
+    /// With a `placeholder`, the template is tried with a question about one picture; without, it takes none.
     ///
     /// # Errors
     /// No template, one that does not compile, or one that loses the picture or the question. They name where it is
@@ -94,7 +94,7 @@ impl ChatTemplate {
         explicit: Option<&str>,
         builtin: Option<Builtin>,
         tokenizer: Arc<Tokenizer>,
-        image_token: Option<u32>,
+        placeholder: Option<Placeholder>,
     ) -> Result<ChatTemplate> {
         let (origin, source) = find(dir, explicit, builtin)?;
         ensure!(
@@ -103,7 +103,7 @@ impl ChatTemplate {
             source.len()
         );
         let compiled = Compiled::new(&source).with_context(|| format!("the chat template in {origin}"))?;
-        let mut template = ChatTemplate { origin, compiled, content: Content::Parts, tokenizer, image_token };
+        let mut template = ChatTemplate { origin, compiled, content: Content::Parts, tokenizer, placeholder };
         if let Err(parts) = template.self_test() {
             template.content = Content::Text;
             if let Err(text) = template.self_test() {
@@ -122,8 +122,8 @@ impl ChatTemplate {
         &self.origin
     }
 
-    /// Renders and encodes a conversation, with BOS in front unless the template writes it. With `generation_prompt`,
-    /// the text ends where the model is to answer.
+    /// Renders and encodes a conversation, with BOS in front unless the template writes it, also in front of every text
+    /// between numbered placeholders. With `generation_prompt`, the text ends where the model is to answer.
     ///
     /// # Errors
     /// The template fails, writes another number of placeholders than there are pictures, or changes text depending on
@@ -139,11 +139,14 @@ impl ChatTemplate {
         ensure!(bytes <= MAX_TEXT_BYTES, "the conversation has {bytes} bytes of text; the limit is {MAX_TEXT_BYTES}");
         let images: usize = messages.iter().map(Message::images).sum();
         ensure!(
-            images == 0 || self.image_token.is_some(),
+            images == 0 || self.placeholder.is_some(),
             "it has {images} pictures, which this model's prompts do not take"
         );
 
         let mut alphabet = self.tokenizer.control_alphabet();
+        if let Some(Placeholder::Numbered(_)) = self.placeholder {
+            alphabet.extend(tags::ALPHABET.chars());
+        }
         alphabet.extend(LIST_MARKS.iter().flat_map(|mark| mark.chars()).filter(|c| c.is_alphabetic()));
         let disguise = Disguise::new(&alphabet, texts())?;
         let hidden: Vec<Message> = messages.iter().map(|message| disguise.hide_message(message)).collect();
@@ -160,18 +163,22 @@ impl ChatTemplate {
             "it prints a list where it expects a message's content to be one string"
         );
 
-        let ids = self.encode_rendered(&text, &disguised, &disguise)?;
-        let pieces = match self.image_token {
-            Some(image_token) => pieces(&ids, image_token),
-            None => vec![Piece::Ids(ids)],
+        let encode = |disguised: &str| self.encode_rendered(disguised, &disguise);
+        let pieces = match self.placeholder {
+            Some(Placeholder::Token(id)) => pieces(&encode(&disguised)?, id),
+            Some(Placeholder::Numbered(_)) => {
+                let chunks: Result<Vec<_>> = tags::chunks(&disguised)?.into_iter().map(encode).collect();
+                tags::join(chunks?)
+            }
+            None => vec![Piece::Ids(encode(&disguised)?)],
         };
         let found = placeholders(&pieces);
         ensure!(found == images, "it writes {found} picture placeholders for {images} pictures");
         Ok(ChatPrompt { text, pieces })
     }
 
-    /// The ids of `text`, in which exactly the control tokens that can be seen in `disguised` count as such.
-    fn encode_rendered(&self, text: &str, disguised: &str, disguise: &Disguise) -> Result<Vec<u32>> {
+    /// The ids of what `disguised` hides. Exactly the control tokens that can be seen in it count as such.
+    fn encode_rendered(&self, disguised: &str, disguise: &Disguise) -> Result<Vec<u32>> {
         let mut cuts = Vec::new();
         let mut at = 0;
         for (piece, id) in self.tokenizer.split_control(disguised) {
@@ -181,14 +188,22 @@ impl ChatTemplate {
             }
             at = end;
         }
-        let ids = self.tokenizer.encode_cut(text, &cuts)?;
+        let ids = self.tokenizer.encode_cut(&disguise.reveal(disguised), &cuts)?;
         let bos = self.tokenizer.bos_prefix();
         Ok(if ids.starts_with(bos) { ids } else { [bos, &ids].concat() })
     }
 
     /// The variables that transformers passes to a template.
     fn context(&self, messages: &[Message], generation_prompt: bool) -> Value {
-        let messages: Value = messages.iter().map(|message| self.message(message)).collect();
+        let mut shown = 0;
+        let messages: Value = messages
+            .iter()
+            .map(|message| {
+                let first = shown + 1;
+                shown += message.images();
+                self.message(message, first)
+            })
+            .collect();
         let variables = [
             ("messages", messages),
             ("tools", Value::from(())),
@@ -200,22 +215,32 @@ impl ChatTemplate {
         Value::from_pairs(tokens.chain(variables))
     }
 
-    fn message(&self, message: &Message) -> Value {
+    /// A message, whose first picture is number `first` of the conversation.
+    fn message(&self, message: &Message, first: usize) -> Value {
         let content = match self.content {
             Content::Parts => message.parts.iter().map(part).collect(),
             Content::Text => {
-                let placeholder = self.image_token.and_then(|id| self.tokenizer.control_token(id)).unwrap_or_default();
-                let lines = std::iter::repeat_n(placeholder, message.images()).chain(message.texts());
+                let placeholders = (first..first + message.images()).map(|n| self.written(n));
+                let lines = placeholders.chain(message.texts().map(str::to_owned));
                 Value::from(lines.collect::<Vec<_>>().join("\n"))
             }
         };
         Value::from_pairs([("role", Value::from(message.role.as_str())), ("content", content)])
     }
 
+    /// The placeholder of picture number `n`, in words.
+    fn written(&self, n: usize) -> String {
+        match self.placeholder {
+            Some(Placeholder::Token(id)) => self.tokenizer.control_token(id).unwrap_or_default().to_owned(),
+            Some(Placeholder::Numbered(_)) => tags::tag(n),
+            None => String::new(),
+        }
+    }
+
     /// Asks about one picture.
     fn self_test(&self) -> Result<()> {
         const QUESTION: &str = "What is on shelf 7?";
-        let images = usize::from(self.image_token.is_some());
+        let images = usize::from(self.placeholder.is_some());
         let prompt = self.try_encode(&[Message::with_images(Role::User, images, QUESTION)], true)?;
         ensure!(prompt.text.contains(QUESTION), "the text of a message is not in the output");
         Ok(())

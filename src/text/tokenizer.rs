@@ -21,7 +21,8 @@ use tokenizers::{
 use super::added::{Added, AddedTokens, added_tokens, control_vocabulary};
 use super::file::read_json;
 use super::names::Names;
-use super::vocab;
+use super::placeholder::{Piece, Placeholder, pieces};
+use super::{tags, vocab};
 
 /// Largest `tokenizer.json`, in bytes. The largest in use are a quarter of it.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -199,6 +200,23 @@ impl Tokenizer {
             Special::AsText => ids.extend(self.encode_cut(text, &[])?),
         }
         Ok(ids)
+    }
+
+    /// Encodes a trusted prompt, cut at its placeholders. BOS goes in front of it; between numbered placeholders, in front
+    /// of every text, as the processors of such models put it there.
+    ///
+    /// # Errors
+    /// The text is longer than [`MAX_TEXT_BYTES`], or its placeholders are not numbered 1, 2, ... in their order.
+    pub fn prompt(&self, text: &str, placeholder: Placeholder) -> Result<Vec<Piece>> {
+        let encode = |text: &str| self.encode(text, Special::Parse, true);
+        match placeholder {
+            Placeholder::Token(id) => Ok(pieces(&encode(text)?, id)),
+            Placeholder::Numbered(_) => {
+                check_length(text)?;
+                let chunks: Result<Vec<_>> = tags::chunks(text)?.into_iter().map(encode).collect();
+                Ok(tags::join(chunks?))
+            }
+        }
     }
 
     /// Decodes `ids` at once; the decoder of the file strips one leading space, if it strips any. Ids that the

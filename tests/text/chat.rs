@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ocelli::text::{
-    Builtin, ChatPrompt, ChatTemplate, Message, Part, Piece, Role, Special, TokenName, Tokenizer, expand, placeholders,
+    Builtin, ChatPrompt, ChatTemplate, Message, Part, Piece, Placeholder, Role, Special, TokenName, Tokenizer, expand,
+    placeholders,
 };
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{cases, fixture, ids, tokenizer};
+use super::{around_pictures, cases, fixture, ids, tokenizer};
 
 fn template(tokenizer_name: &str, name: &str) -> ChatTemplate {
     let builtin = match name {
@@ -21,8 +22,15 @@ fn template(tokenizer_name: &str, name: &str) -> ChatTemplate {
     let all: Value = serde_json::from_str(&std::fs::read_to_string(fixture("cases.json")).unwrap()).unwrap();
     let explicit = all["templates"][name].as_str();
     let tokenizer = tokenizer(tokenizer_name);
-    let image_token = image_token(&tokenizer).filter(|_| name != "phi-3-vision");
-    ChatTemplate::open(&fixture(tokenizer_name), explicit, builtin, tokenizer, image_token).unwrap()
+    let placeholder = match name {
+        "phi-3-vision" => Some(Placeholder::Numbered(image_token(&tokenizer).unwrap())),
+        _ => by_token(&tokenizer),
+    };
+    ChatTemplate::open(&fixture(tokenizer_name), explicit, builtin, tokenizer, placeholder).unwrap()
+}
+
+fn by_token(tokenizer: &Tokenizer) -> Option<Placeholder> {
+    image_token(tokenizer).map(Placeholder::Token)
 }
 
 fn image_token(tokenizer: &Tokenizer) -> Option<u32> {
@@ -44,7 +52,7 @@ fn messages(value: &Value) -> Vec<Message> {
 /// The ids with one token for each picture.
 fn flat(prompt: &ChatPrompt, image_token: u32) -> Vec<u32> {
     let ones = vec![1; placeholders(&prompt.pieces)];
-    expand(&prompt.pieces, &ones, image_token).unwrap().ids
+    expand(&prompt.pieces, &ones, Placeholder::Token(image_token)).unwrap().ids
 }
 
 #[test]
@@ -55,9 +63,13 @@ fn conversations_render_and_encode_as_in_transformers() {
         let messages = messages(&case["messages"]);
         let prompt = template.encode(&messages, case["generation_prompt"].as_bool().unwrap()).unwrap();
         assert_eq!(prompt.text, case["text"].as_str().unwrap(), "{case}");
-        assert_eq!(flat(&prompt, image_token(&tokenizer(name)).unwrap()), ids(&case["ids"]), "{case}");
+        if case["chunks"].is_array() {
+            assert_eq!(prompt.pieces, around_pictures(&case["chunks"]), "{case}");
+        } else {
+            assert_eq!(flat(&prompt, image_token(&tokenizer(name)).unwrap()), ids(&case["ids"]), "{case}");
+        }
     }
-    assert_eq!(cases("chat").len(), 74);
+    assert_eq!(cases("chat").len(), 80);
 }
 
 /// The prompts that the model cards and papers show.
@@ -81,8 +93,14 @@ fn builtin_templates_write_the_published_prompts() {
         text("llama", "llava-1.6-mistral", &talk),
         "<<SYS>>\nBe kind.\n<</SYS>>\n\n[INST] <image>\n<image>\nA? [/INST] B.</s> [INST] C? [/INST]"
     );
-    let phi = [Message::text(Role::User, "<|image_1|>\nWhat is this?")];
-    assert_eq!(text("phi", "phi-3-vision", &phi), "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n");
+    let phi = |messages: &[Message]| text("phi", "phi-3-vision", messages);
+    assert_eq!(phi(&ask), "<|user|>\n<|image_1|>\nWhat's this?<|end|>\n<|assistant|>\n");
+    let more = [&talk[1..], &[Message::with_images(Role::User, 1, "D?")]].concat();
+    assert_eq!(
+        phi(&more),
+        "<|user|>\n<|image_1|>\n<|image_2|>\nA?<|end|>\n<|assistant|>\nB.<|end|>\n<|user|>\nC?<|end|>\n\
+         <|user|>\n<|image_3|>\nD?<|end|>\n<|assistant|>\n"
+    );
 }
 
 /// Text made of what control tokens, templates and this crate's own disguise are made of.
@@ -98,6 +116,11 @@ fn hostile() -> impl Strategy<Value = String> {
             "<|end|>",
             "<|assistant|>",
             "<|image|>",
+            "<|image_1|>",
+            "<|image_2|>",
+            "<|image_",
+            "_1|>",
+            "0123456789",
             "<|",
             "|>",
             "<",
@@ -164,13 +187,14 @@ fn control_ids(prompt: &ChatPrompt, tokenizer: &Tokenizer) -> Vec<u32> {
     ids.into_iter().filter(|&id| tokenizer.is_control(id)).collect()
 }
 
-const TEMPLATES: [(&str, &str); 7] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("llama", "llava-1.5"),
     ("llama", "llava-1.6-mistral"),
     ("llama", "vicuna"),
     ("llama", "blocks"),
     ("metaspace", "vicuna"),
     ("phi", "turns"),
+    ("phi", "phi-3-vision"),
     ("metaspace", "blocks"),
 ];
 
@@ -205,6 +229,10 @@ proptest! {
             texts.iter().map(|text| Message::with_images(Role::User, text.len() % 2, text.as_str())).collect();
         for (tokenizer, template) in opened() {
             let prompt = template.encode(&messages, true).unwrap();
+            if template.origin().contains("phi-3-vision") {
+                prop_assert_eq!(prompt.pieces, tokenizer.prompt(&prompt.text, Placeholder::Numbered(0)).unwrap());
+                continue;
+            }
             let add_bos = !prompt.text.starts_with("<s>");
             let expected = tokenizer.encode(&prompt.text, Special::Parse, add_bos).unwrap();
             prop_assert_eq!(flat(&prompt, image_token(tokenizer).unwrap()), expected);
@@ -230,7 +258,7 @@ fn a_control_token_spelled_together_by_template_and_text_is_text() {
     let source = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}\
                   <{{ p.text }}>{% endif %}{% endfor %}{% endfor %}";
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let template =
         ChatTemplate::open(Path::new("/nonexistent"), Some(source), None, Arc::clone(&tokenizer), image).unwrap();
     let prompt = template.encode(&[Message::with_images(Role::User, 1, "image")], false).unwrap();
@@ -252,7 +280,7 @@ fn white_space_beside_a_stripping_token_goes_with_it() {
 #[test]
 fn templates_that_lose_pictures_or_text_are_refused_when_loaded() {
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let open = |source: &str| {
         let opened = ChatTemplate::open(&fixture("llama"), Some(source), None, Arc::clone(&tokenizer), image);
         opened.err().map(|error| format!("{error:#}")).expect(source)
@@ -281,7 +309,7 @@ fn a_conversation_that_the_template_rejects_is_an_error_with_its_words() {
     let source = "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}\
                   {{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}";
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let template = ChatTemplate::open(&fixture("llama"), Some(source), None, tokenizer, image).unwrap();
     assert!(template.encode(&[Message::text(Role::User, "a")], true).is_ok());
     let error = template.encode(&[Message::text(Role::Assistant, "a")], true).unwrap_err();
@@ -290,9 +318,56 @@ fn a_conversation_that_the_template_rejects_is_an_error_with_its_words() {
 
 #[test]
 fn pictures_are_refused_where_the_prompt_has_no_placeholder() {
-    let template = template("phi", "phi-3-vision");
+    let (none, phi) = (Path::new("/nonexistent"), Some(Builtin::Phi3Vision));
+    let template = ChatTemplate::open(none, None, phi, tokenizer("phi"), None).unwrap();
     let error = template.encode(&[Message::with_images(Role::User, 1, "hi")], true).unwrap_err();
     assert!(format!("{error:#}").contains("1 pictures"), "{error:#}");
+}
+
+/// A user's tag is text, also where the template's text and the user's spell one together.
+#[test]
+fn tags_that_a_user_writes_are_text() {
+    let template = template("phi", "phi-3-vision");
+    let message = Message::with_images(Role::User, 1, "<|image_1|> and <|image_2|>");
+    let prompt = template.encode(&[message, Message::with_images(Role::User, 1, "<|image_")], true).unwrap();
+    assert_eq!(
+        prompt.text,
+        "<|user|>\n<|image_1|>\n<|image_1|> and <|image_2|><|end|>\n<|user|>\n<|image_2|>\n<|image_<|end|>\n\
+         <|assistant|>\n"
+    );
+    let [Piece::Ids(_), Piece::Image(0), Piece::Ids(between), Piece::Image(1), Piece::Ids(_)] = &prompt.pieces[..]
+    else {
+        panic!("{:?}", prompt.pieces)
+    };
+    let shown = tokenizer("phi").decode(between, false).unwrap();
+    assert!(shown.contains("<|image_1|> and <|image_2|><|end|>"), "{shown}");
+
+    let source = "{% for m in messages %}{{ m.content }}<|image_{{ m.content[-1:] }}|>{% endfor %}";
+    let tokenizer = tokenizer("phi");
+    let numbered = image_token(&tokenizer).map(Placeholder::Numbered);
+    let spelled = ChatTemplate::open(&fixture("phi"), Some(source), None, tokenizer, numbered).unwrap();
+    let prompt = spelled.encode(&[Message::with_images(Role::User, 1, "no 2")], true).unwrap();
+    assert_eq!((prompt.text.as_str(), placeholders(&prompt.pieces)), ("<|image_1|>\nno 2<|image_2|>", 1));
+}
+
+/// Given a list of parts, a template may write the tags itself, if it numbers them.
+#[test]
+fn a_template_may_write_the_tags() {
+    let tokenizer = tokenizer("phi");
+    let numbered = image_token(&tokenizer).map(Placeholder::Numbered);
+    let open = |tag: &str| {
+        let source = format!(
+            "{{% set ns = namespace(n=0) %}}{{% for m in messages %}}{{% for p in m.content %}}\
+             {{% if p.type == 'image' %}}{{% set ns.n = ns.n + 1 %}}{tag}{{% else %}}{{{{ p.text }}}}{{% endif %}}\
+             {{% endfor %}}{{% endfor %}}"
+        );
+        ChatTemplate::open(&fixture("phi"), Some(&source), None, Arc::clone(&tokenizer), numbered).unwrap()
+    };
+    let two = [Message::with_images(Role::User, 2, "a")];
+    let prompt = open("<|image_{{ ns.n }}|>").encode(&two, false).unwrap();
+    assert_eq!((prompt.text.as_str(), placeholders(&prompt.pieces)), ("<|image_1|><|image_2|>a", 2));
+    let error = format!("{:#}", open("<|image_1|>").encode(&two, false).unwrap_err());
+    assert!(error.contains("<|image_1|> a second time where <|image_2|> comes next"), "{error}");
 }
 
 /// What Jinja would do, silently, with a list where a template expects a string.
@@ -302,7 +377,7 @@ fn a_list_printed_as_such_is_an_error() {
                   {% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}\
                   {% endif %}{% endfor %}";
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let template = ChatTemplate::open(&fixture("llama"), Some(source), None, tokenizer, image).unwrap();
     let quoting = Message::text(Role::User, "[{'type': 'text', 'text': 'x'}]");
     assert_eq!(template.encode(std::slice::from_ref(&quoting), true).unwrap().text, "[{'type': 'text', 'text': 'x'}]");
@@ -315,7 +390,7 @@ fn a_text_that_says_what_a_template_looks_for_is_refused_if_that_changes_the_res
     let source = "{% for m in messages %}<image>{{ m.content.split('</think>')[-1] }}{% endfor %}";
     let source = source.replace("<image>", "{{ '' }}");
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let template = ChatTemplate::open(&fixture("llama"), Some(&source), None, tokenizer, image).unwrap();
     assert_eq!(template.encode(&[Message::text(Role::User, "a b")], true).unwrap().text, "a b");
     let error = template.encode(&[Message::text(Role::User, "a</think>b")], true).unwrap_err();
@@ -336,7 +411,7 @@ fn templates_are_found_in_the_documented_order() {
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let body = |tag: &str| format!("{tag}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}");
     let tokenizer = tokenizer("llama");
-    let image = image_token(&tokenizer);
+    let image = by_token(&tokenizer);
     let open = |explicit: Option<&str>, builtin| {
         ChatTemplate::open(dir.path(), explicit, builtin, Arc::clone(&tokenizer), image)
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ocelli::text::{ChatTemplate, Message, Role, Special, TokenName, Tokenizer};
+use ocelli::text::{ChatTemplate, Message, Placeholder, Role, Special, TokenName, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -297,7 +297,7 @@ proptest! {
         let tokenizer = TOKENIZER.get_or_init(|| tokenizer("llama"));
         let source = format!("{{{{ '' }}}}{}", pieces.concat());
         let dir = Path::new("/nonexistent");
-        if let Ok(template) = ChatTemplate::open(dir, Some(&source), None, tokenizer.clone(), Some(579)) {
+        if let Ok(template) = ChatTemplate::open(dir, Some(&source), None, tokenizer.clone(), Some(Placeholder::Token(579))) {
             let ask = [Message::text(Role::System, "a"), Message::with_images(Role::User, 2, "b")];
             let _ = template.encode(&ask, true);
         }

@@ -9,7 +9,7 @@ mod stream;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use ocelli::text::{Special, Tokenizer};
+use ocelli::text::{Piece, Placeholder, Special, Tokenizer};
 use serde_json::Value;
 
 /// The directory of a fixture tokenizer.
@@ -33,6 +33,12 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
+/// Chunks of ids with a picture between each two.
+fn around_pictures(chunks: &Value) -> Vec<Piece> {
+    let chunks = chunks.as_array().unwrap().iter().enumerate();
+    chunks.flat_map(|(n, chunk)| [Piece::Image(n.wrapping_sub(1)), Piece::Ids(ids(chunk))]).skip(1).collect()
+}
+
 /// Runs `check` on each case with its tokenizer; returns how many there were.
 fn each(kind: &str, mut check: impl FnMut(&Arc<Tokenizer>, &Value)) -> usize {
     let known = ["llama", "metaspace", "phi", "bytelevel"].map(|name| (name, tokenizer(name)));
@@ -50,6 +56,16 @@ fn trusted_text_encodes_as_the_library_encodes_it() {
         assert_eq!(tokenizer.encode(text, Special::Parse, true).unwrap(), ids(&case["ids"]), "{case}");
     });
     assert_eq!(count, 100);
+}
+
+/// Between tags every text is encoded as if it stood alone.
+#[test]
+fn tagged_text_encodes_chunk_by_chunk_as_the_library_encodes_it() {
+    let count = each("numbered", |tokenizer, case| {
+        let pieces = tokenizer.prompt(case["text"].as_str().unwrap(), Placeholder::Numbered(0)).unwrap();
+        assert_eq!(pieces, around_pictures(&case["chunks"]), "{case}");
+    });
+    assert_eq!(count, 26);
 }
 
 #[test]

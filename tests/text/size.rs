@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ocelli::text::{Builtin, ChatTemplate, MAX_TEXT_BYTES, Message, Role, Special, placeholders};
+use ocelli::text::{Builtin, ChatTemplate, MAX_TEXT_BYTES, Message, Placeholder, Role, Special, placeholders};
 
 use super::tokenizer;
 
@@ -25,9 +25,14 @@ fn a_mebibyte_of_anything_is_encoded_in_bounded_time() {
 #[test]
 fn a_conversation_may_be_as_long_as_a_text() {
     let tokenizer = tokenizer("llama");
-    let template =
-        ChatTemplate::open(Path::new("/nonexistent"), None, Some(Builtin::Llava15), Arc::clone(&tokenizer), Some(579))
-            .unwrap();
+    let template = ChatTemplate::open(
+        Path::new("/nonexistent"),
+        None,
+        Some(Builtin::Llava15),
+        Arc::clone(&tokenizer),
+        Some(Placeholder::Token(579)),
+    )
+    .unwrap();
     // Every character of it is one that is disguised while the template runs.
     let ask = |bytes: usize| template.encode(&[Message::with_images(Role::User, 1, "<image>".repeat(bytes / 7))], true);
     assert_eq!(placeholders(&ask(MAX_TEXT_BYTES - 64).unwrap().pieces), 1);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ocelli::text::{
-    Detokenizer, ImageSpan, MAX_HELD, MAX_STOP_BYTES, MAX_STOPS, Piece, Special, StopMatcher, TextStream, Tokenizer,
-    expand, pieces,
+    Detokenizer, ImageSpan, MAX_HELD, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXT_BYTES, Piece, Placeholder, Special,
+    StopMatcher, TextStream, Tokenizer, expand,
 };
 use proptest::prelude::*;
 
@@ -193,14 +193,16 @@ fn stop_strings_have_limits() {
 }
 
 fn prompt(text: &str) -> Vec<Piece> {
-    pieces(&tokenizer("llama").encode(text, Special::Parse, true).unwrap(), IMAGE)
+    tokenizer("llama").prompt(text, BY_TOKEN).unwrap()
 }
+
+const BY_TOKEN: Placeholder = Placeholder::Token(IMAGE);
 
 #[test]
 fn one_placeholder_a_picture_expands_to_its_tokens() {
     let prompt = prompt("a<image><image>b");
     assert_eq!(prompt, [Piece::Ids(vec![1, 261]), Piece::Image(0), Piece::Image(1), Piece::Ids(vec![269])]);
-    let expanded = expand(&prompt, &[3, 2], IMAGE).unwrap();
+    let expanded = expand(&prompt, &[3, 2], BY_TOKEN).unwrap();
     assert_eq!(expanded.ids, [1, 261, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 269]);
     assert_eq!(expanded.images, [ImageSpan { image: 0, start: 2, len: 3 }, ImageSpan { image: 1, start: 5, len: 2 }]);
     assert_eq!(expanded.images[1].range(), 5..7);
@@ -214,11 +216,11 @@ fn repeated_placeholders_are_the_same_prompt() {
         ("<image><image>".to_owned(), "<image>".repeat(9), vec![4, 5]),
     ] {
         assert_eq!(
-            expand(&prompt(&repeated), &tokens, IMAGE).unwrap(),
-            expand(&prompt(&once), &tokens, IMAGE).unwrap()
+            expand(&prompt(&repeated), &tokens, BY_TOKEN).unwrap(),
+            expand(&prompt(&once), &tokens, BY_TOKEN).unwrap()
         );
     }
-    assert_eq!(expand(&prompt("hi"), &[], IMAGE).unwrap().images, []);
+    assert_eq!(expand(&prompt("hi"), &[], BY_TOKEN).unwrap().images, []);
 }
 
 #[test]
@@ -232,10 +234,64 @@ fn other_numbers_of_placeholders_are_errors_with_both_counts() {
         ("<image>".to_owned(), vec![0], "no tokens"),
         ("<image>".to_owned(), vec![usize::MAX, 2], "too many"),
     ] {
-        let error = expand(&prompt(&text), &tokens, IMAGE).unwrap_err().to_string();
+        let error = expand(&prompt(&text), &tokens, BY_TOKEN).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let twice = [Piece::Image(0), Piece::Image(0)];
-    assert!(expand(&twice, &[2, 2], IMAGE).unwrap_err().to_string().contains("twice"));
-    assert!(expand(&[Piece::Image(4)], &[2], IMAGE).unwrap_err().to_string().contains("placeholder 4"));
+    assert!(expand(&twice, &[2, 2], BY_TOKEN).unwrap_err().to_string().contains("twice"));
+    assert!(expand(&[Piece::Image(4)], &[2], BY_TOKEN).unwrap_err().to_string().contains("placeholder 4"));
+}
+
+#[test]
+fn numbered_placeholders_expand_to_the_token_that_stands_for_them() {
+    let phi = tokenizer("phi");
+    let id = phi.token_to_id("<|image|>").unwrap();
+    let numbered = Placeholder::Numbered(id);
+    let pieces = phi.prompt("<|image_1|><|image_2|>hi", numbered).unwrap();
+    assert_eq!(
+        pieces,
+        [
+            Piece::Ids(vec![1]),
+            Piece::Image(0),
+            Piece::Ids(vec![1]),
+            Piece::Image(1),
+            Piece::Ids(phi.encode("hi", Special::Parse, true).unwrap()),
+        ]
+    );
+    let expanded = expand(&pieces, &[2, 3], numbered).unwrap();
+    assert_eq!(expanded.ids[..8], [1, id, id, 1, id, id, id, 1]);
+    assert_eq!(expanded.images, [ImageSpan { image: 0, start: 1, len: 2 }, ImageSpan { image: 1, start: 4, len: 3 }]);
+    // The token itself, in a prompt that has tags, is a token like others.
+    let literal = phi.prompt("<|image|><|image_1|>", numbered).unwrap();
+    assert_eq!(expand(&literal, &[1], numbered).unwrap().ids, [1, id, id, 1]);
+}
+
+#[test]
+fn other_numbers_of_tags_are_errors_with_both_counts() {
+    let phi = tokenizer("phi");
+    let numbered = Placeholder::Numbered(phi.token_to_id("<|image|>").unwrap());
+    let error = |text: &str, tokens: &[usize]| {
+        let expanded = phi.prompt(text, numbered).and_then(|pieces| expand(&pieces, tokens, numbered));
+        expanded.unwrap_err().to_string()
+    };
+    for (text, tokens, expected) in [
+        (
+            "<|image_1|><|image_2|>",
+            &[9; 3][..],
+            "the prompt has 2 picture tags for 3 pictures; write one for each picture, <|image_1|> to <|image_3|>",
+        ),
+        ("hi", &[9], "the prompt has 0 picture tags for 1 pictures; write one for each picture, <|image_1|>"),
+        ("<|image_1|>", &[], "the prompt has 1 picture tags for 0 pictures; write one for each picture"),
+        // Tags are never repeated, be there as many of them as the picture has tokens.
+        (
+            "<|image_1|><|image_2|>",
+            &[2],
+            "the prompt has 2 picture tags for 1 pictures; write one for each picture, <|image_1|>",
+        ),
+    ] {
+        assert_eq!(error(text, tokens), expected);
+    }
+    assert!(error("<|image_2|>", &[9]).contains("has <|image_2|> where <|image_1|> comes next"));
+    let long = format!("<|image_1|>{}", "a".repeat(MAX_TEXT_BYTES));
+    assert!(error(&long, &[9]).contains("the limit is"));
 }
