@@ -1,8 +1,8 @@
 // What:   tiles -> hidden states: look each byte up, project the patches, put the class token in front, add positions,
 //         LayerNorm. A tile of values is rounded in place of the look-up. The product is accumulated in f32 and nothing
 //         else is rounded before the end.
-// Layout: pixels (any, image_size, image_size, 3); values (any, 3, image_size, image_size) f32; source (tiles): n is tile
-//         n of the pixels, -1 - n tile n of the values; table (3, 256) f32; weight (hidden, patch_len) with
+// Layout: pixels (any, image_size, image_size, 3); values (any, 3, image_size, image_size) f32; source (tiles): n is
+//         tile n of the pixels, -1 - n tile n of the values; table (3, 256) f32; weight (hidden, patch_len) with
 //         patch_len = (channel, y, x); y (tiles, 1 + grid^2, hidden).
 // Grid:   x = 16 patches, and one block more for the class token, y = tile; 512 threads, dynamic shared memory as
 //         `Shared` lays it out: the normalised row needs all its columns in one block.
@@ -76,8 +76,8 @@ __device__ __forceinline__ void cut_bytes(const PatchEmbedParams& p, const uint8
     }
 }
 
-// The same of a tile of values. Patches side by side continue each other's lines in memory, so a warp takes one line of a
-// channel of all of them.
+// The same of a tile of values. Patches side by side continue each other's lines in memory, so a warp takes one line of
+// a channel of all of them.
 template <typename T>
 __device__ __forceinline__ void cut_values(const PatchEmbedParams& p, const float* tile, T* patches_smem,
                                            uint32_t stride, uint32_t first_patch) {

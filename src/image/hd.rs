@@ -244,6 +244,29 @@ mod tests {
         assert_eq!(taps(672, 336)[0].0, [0, 0, 1, 2]);
     }
 
+    /// Four terms a sum and two sums one in the other: every term is rounded eight times at most.
+    #[test]
+    fn the_view_of_everything_is_the_sum_over_sixteen_pixels() {
+        let small = Hd { tile: 4, ..hd(4) };
+        for (width, height) in [(4, 4), (3, 2), (1, 1), (8, 12), (13, 7), (64, 4), (5, 90)] {
+            let bytes: Vec<u8> = (0..width * height * 3).map(|i| (i * i * 7 % 251) as u8).collect();
+            let canvas = Rgb::new(width, height, bytes).unwrap();
+            let (table, found) = (small.table(), small.overview(&canvas));
+            let (rows, columns) = (taps(height as usize, 4), taps(width as usize, 4));
+            for (i, &found) in found.iter().enumerate() {
+                let (c, (ys, down), (xs, across)) = (i / 16, rows[i / 4 % 4], columns[i % 4]);
+                let (mut sum, mut magnitude) = (0.0, 0.0);
+                for (j, k) in (0..4).flat_map(|j| (0..4).map(move |k| (j, k))) {
+                    let value = table[c * 256 + usize::from(canvas.row(ys[j])[3 * xs[k] + c])];
+                    let term = f64::from(down[j]) * f64::from(across[k]) * f64::from(value);
+                    (sum, magnitude) = (sum + term, magnitude + term.abs());
+                }
+                let bound = 8.01 * f64::from(f32::EPSILON) / 2.0 * magnitude;
+                assert!((f64::from(found) - sum).abs() <= bound, "{width}x{height}, {i}: {found} instead of {sum}");
+            }
+        }
+    }
+
     #[test]
     fn the_border_is_white_and_tall_pictures_are_not_turned() {
         let small = Hd { tile: 4, ..hd(4) };
