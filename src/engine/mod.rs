@@ -97,7 +97,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::mem::DType;
 use crate::models::Vlm;
-use crate::text::Tokenizer;
+use crate::text::{Placeholder, Tokenizer};
 use job::Job;
 use pictures::Processing;
 use request::Ready;
@@ -288,6 +288,15 @@ impl Engine {
     /// Pictures that a prompt may hold.
     pub fn max_images(&self) -> usize {
         self.shared().checkpoint.max_images
+    }
+
+    /// What stands for picture `number`, counted from 1, in a [`Prompt::Raw`]: `<image>`, or `<|image_1|>` and so on.
+    pub fn placeholder(&self, number: usize) -> String {
+        let checkpoint = &self.shared().checkpoint;
+        match checkpoint.placeholder {
+            Placeholder::Token(id) => checkpoint.tokenizer.id_to_token(id).unwrap_or_default(),
+            Placeholder::Numbered(_) => format!("<|image_{number}|>"),
+        }
     }
 
     /// The model's tokenizer.

@@ -82,6 +82,11 @@ fn tiny(folder: &str) -> Suite {
         suite.requests.push(Request {
             prompt: Prompt::Raw(entry["prompt"].as_str().unwrap().into()),
             images: entry["pictures"].as_array().unwrap().iter().map(picture).collect(),
+            mm_processor_kwargs: entry
+                .get("num_crops")
+                .map(|n| ("num_crops".to_owned(), n.clone()))
+                .into_iter()
+                .collect(),
             sampling: Sampling { ignore_eos: true, ..greedy() },
             ..Request::default()
         });
@@ -320,5 +325,33 @@ fn bits(output: &Output) -> Bits {
         alternatives: output.top_logprobs.iter().flatten().map(|(id, l)| (*id, l.to_bits())).collect(),
         prompt: reported.map(|report| report.logprob.to_bits()).collect(),
         logits: output.logits_hash.clone(),
+    }
+}
+
+/// Pictures in several tiles, tiles of floats among those of bytes, and sequences that grow past the short rotary factors:
+/// alone and all at once, in small chunks, with a step ahead and without.
+#[test]
+fn the_family_answers_as_transformers_does() {
+    if gpu::device().is_none() {
+        return;
+    }
+    for folder in ["next-tiny-llama", "next-tiny-mistral", "phi3-tiny", "phi35-tiny"] {
+        let suite = tiny(folder);
+        for async_scheduling in AHEAD {
+            let options = Options { async_scheduling, max_num_seqs: Some(8), ..plain(None) };
+            let chunks = Options {
+                max_num_batched_tokens: Some(24),
+                prefix_caching: true,
+                encoder_caching: true,
+                ..options.clone()
+            };
+            for (options, how) in [(options, "all at once"), (chunks, "in chunks")] {
+                let engine = suite.open(options);
+                for (i, output) in engine.generate(&suite.requests).into_iter().enumerate() {
+                    suite.hold(i, &output.unwrap(), how);
+                }
+                assert_eq!(engine.stats().scheduler.rope_switches > 0, folder.starts_with("phi"));
+            }
+        }
     }
 }

@@ -15,6 +15,10 @@ fn half_precision_is_as_close_as_transformers_is() {
     for (folder, dtype) in [
         ("llava-tiny-gqa-f16", None),
         ("llava-tiny-gqa-bf16", None),
+        ("next-tiny-llama", None),
+        ("next-tiny-mistral", None),
+        ("phi3-tiny", None),
+        ("phi35-tiny", None),
         // The same weights, rounded on their way to the device.
         ("llava-tiny-gqa", Some(DType::F16)),
         ("llava-tiny-gqa", Some(DType::Bf16)),

@@ -59,7 +59,7 @@ impl WorkArgs {
 
     /// A greedy request whose prompt has exactly the length that was asked for: pictures, and a word over and over.
     fn request(&self, engine: &Engine, pictures: Vec<ImageInput>) -> Result<Request> {
-        let head = "<image>\n".repeat(pictures.len());
+        let head: String = (1..=pictures.len()).map(|number| engine.placeholder(number) + "\n").collect();
         let sampling = Sampling { temperature: 0.0, max_tokens: Some(1), ignore_eos: true, ..Sampling::default() };
         let mut request = Request { images: pictures, sampling, ..Request::default() };
         let wanted = self.input_len as usize;

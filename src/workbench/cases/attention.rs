@@ -34,6 +34,8 @@ const fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
 }
 
 const LLAMA_7B: Heads = heads(32, 32, 128);
+const MISTRAL_7B: Heads = heads(32, 8, 128);
+const PHI_3: Heads = heads(32, 32, 96);
 
 impl Heads {
     /// Elements of a row of queries, keys and values.
@@ -195,12 +197,16 @@ pub(super) fn cases() -> Vec<Case> {
         decode(Real, LLAMA_7B, &[645]),
         decode(Real, LLAMA_7B, &[645; 8]),
         decode(Real, LLAMA_7B, &[4096]),
+        decode(Real, PHI_3, &[830]),
+        decode(Real, MISTRAL_7B, &[2400]),
         prefill(Edge, heads(1, 1, 64), &[[1, 1]]),
         prefill(Edge, heads(4, 2, 32), &[[17, 17], [40, 3], [16, 1]]),
         prefill(Edge, heads(4, 1, 96), &[[66, 65]]),
         prefill(Edge, heads(2, 2, 128), &[[130, 64], [5, 5]]),
         prefill(Real, LLAMA_7B, &[[645, 645]]),
         prefill(Real, LLAMA_7B, &[[645, 133]]),
+        prefill(Real, PHI_3, &[[830, 830]]),
+        prefill(Real, MISTRAL_7B, &[[2400, 2400]]),
         rope(Edge, heads(4, 2, 32), 0, 5, true),
         rope(Edge, heads(2, 1, 20), 30, 3, false),
         rope(Edge, heads(3, 3, 96), 15, 18, true),

@@ -78,6 +78,16 @@ const fn layer(m: usize) -> [Product; 4] {
     ]
 }
 
+/// A layer of Phi-3-mini for a picture of five tiles and a question, and the projector of the picture.
+const PHI: [Product; 6] = [
+    product("phi qkv", [830, 9216, 3072], Store),
+    product("phi o", [830, 3072, 3072], AddResidual),
+    product("phi gate_up", [830, 16384, 3072], SwiGlu),
+    product("phi down", [830, 3072, 8192], AddResidual),
+    biased("phi projector 1", [720, 3072, 4096], Gelu),
+    biased("phi projector 2", [720, 3072, 3072], Store),
+];
+
 /// Large enough to keep every multiprocessor busy, small enough for the clocks to stay up: the ceiling of the matrix
 /// units is measured on it.
 pub const CEILING: &str = "ceiling 4096x8192x4096";
@@ -122,7 +132,7 @@ impl Product {
 
 pub(super) fn cases() -> Vec<Case> {
     let head = |m| wide("lm_head", [m, 32064, 4096]);
-    let real = [1, 8, 645].into_iter().flat_map(layer).chain([head(1), head(8)]).chain(VISION);
+    let real = [1, 8, 645].into_iter().flat_map(layer).chain([head(1), head(8)]).chain(VISION).chain(PHI);
     let edges = EDGES.into_iter().map(|p| p.case(Size::Edge));
     let ceiling = product(CEILING, [4096, 8192, 4096], Store).case(Size::Timed);
     edges.chain(real.map(|p| p.case(Size::Real))).chain([ceiling]).collect()

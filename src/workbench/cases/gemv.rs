@@ -53,6 +53,15 @@ const fn layer(m: usize) -> [Product; 5] {
     ]
 }
 
+/// A layer of Phi-3-mini for one row, and its head.
+const PHI: [Product; 5] = [
+    normed("phi qkv", [1, 9216, 3072], Store),
+    product("phi o", [1, 3072, 3072], AddResidual),
+    normed("phi gate_up", [1, 16384, 3072], SwiGlu),
+    product("phi down", [1, 3072, 8192], AddResidual),
+    Product { wide: true, ..normed("phi lm_head", [1, 32064, 3072], Store) },
+];
+
 /// Rows whose normalised elements are all zero or plus or minus sqrt(2): every other one is zero where a row has an even
 /// number, the others have one magnitude. Both float types round sqrt(2) to 181/128, however the mean was added up.
 fn of_one_magnitude(rows: usize, k: usize) -> Vec<f32> {
@@ -104,6 +113,6 @@ impl Product {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let real = [1, 8].into_iter().flat_map(layer).map(|p| p.case(Size::Real));
+    let real = [1, 8].into_iter().flat_map(layer).chain(PHI).map(|p| p.case(Size::Real));
     EDGES.into_iter().map(|p| p.case(Size::Edge)).chain(real).collect()
 }
