@@ -8,6 +8,8 @@ use std::error::Error;
 mod async_tokio;
 #[path = "../examples/chat.rs"]
 mod chat;
+#[path = "../examples/custom_model.rs"]
+mod custom_model;
 #[path = "../examples/offline_batch.rs"]
 mod offline_batch;
 #[path = "../examples/sampling.rs"]
@@ -74,4 +76,16 @@ fn chat_remembers_the_picture() {
         rest.split(' ').next().unwrap().parse().unwrap()
     };
     assert!(cached(&said[3]) >= 144 && cached(&said[5]) > cached(&said[3]), "{said:?}");
+}
+
+/// Its pictures take 100 tokens where the demo's take 144.
+#[test]
+fn a_model_from_outside_answers() {
+    assert_eq!(
+        lines(custom_model::run),
+        [
+            "two-red-triangles.jpg, 100 tokens: Two red triangles.",
+            "yellow-square.jpg, 100 tokens: The square is yellow."
+        ]
+    );
 }

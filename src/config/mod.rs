@@ -112,7 +112,20 @@ impl Config {
     /// When a file is not a JSON object without repeated keys, and when a field is unknown, has a value that is not
     /// allowed, or contradicts another. The message names file, field, value and what is allowed.
     pub fn parse(files: &Files) -> Result<Config> {
-        let (model, special) = ModelConfig::parse(files.config)?;
+        Config::read(files, None)
+    }
+
+    /// [`Config::parse`] for files that have the fields of `family`, a name of
+    /// [`REGISTRY`](crate::models::REGISTRY), and call themselves something else: a model that adds to one of this crate.
+    ///
+    /// # Errors
+    /// Those of [`Config::parse`], or if there is no such family.
+    pub fn parse_as(files: &Files, family: &str) -> Result<Config> {
+        Config::read(files, Some(family))
+    }
+
+    fn read(files: &Files, alias: Option<&str>) -> Result<Config> {
+        let (model, special) = ModelConfig::parse(files.config, alias)?;
         let generation = Generation::parse(files.generation, special, model.family.vocab_size())?;
         if let Family::Llava(llava) = &model.family {
             let image = llava.image_token_index;

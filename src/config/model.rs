@@ -1,6 +1,6 @@
 //! config.json: which family, and what it says.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use super::json::{self, shown};
@@ -70,12 +70,16 @@ const PHI3_V: &str = "Phi3VForCausalLM";
 const FILE: &str = "config.json";
 
 impl ModelConfig {
-    pub(super) fn parse(text: &[u8]) -> Result<(ModelConfig, SpecialTokens)> {
+    /// What a config.json says; as one of the family `alias`, if that is given, whatever it calls itself.
+    pub(super) fn parse(text: &[u8], alias: Option<&str>) -> Result<(ModelConfig, SpecialTokens)> {
         let fields = json::object(FILE, text)?;
-        let (architecture, model_type, reader) = family(&fields)?;
+        let (architecture, model_type, reader) = match alias {
+            Some(alias) => *FAMILIES.iter().find(|(name, ..)| *name == alias).with_context(|| unsupported(alias))?,
+            None => family(&fields)?,
+        };
         let mut o = Object::new(FILE, &fields, LlavaConfig::NULLS);
         o.get("architectures");
-        if let Some(found) = o.get("model_type") {
+        if let Some(found) = o.get("model_type").filter(|_| alias.is_none()) {
             ensure!(
                 found.as_str() == Some(model_type),
                 "{FILE}: model_type = {} contradicts architectures = [\"{architecture}\"], whose type is \"{model_type}\"",
@@ -135,10 +139,18 @@ fn first_architecture(fields: &Map<String, Value>) -> Option<&str> {
     fields.get("architectures")?.as_array()?.first()?.as_str()
 }
 
+fn supported() -> String {
+    let names: Vec<_> = FAMILIES.iter().map(|(name, ..)| *name).collect();
+    names.join(", ")
+}
+
+fn unsupported(alias: &str) -> String {
+    format!("{alias} is no family of this crate, which has {}", supported())
+}
+
 /// The entry of [`FAMILIES`] that `architectures` names.
 fn family(fields: &Map<String, Value>) -> Result<(&'static str, &'static str, Reader)> {
-    let supported: Vec<_> = FAMILIES.iter().map(|(name, ..)| *name).collect();
-    let supported = supported.join(", ");
+    let supported = supported();
     let Some(value) = fields.get("architectures") else {
         bail!("{FILE}: architectures is missing; this build supports {supported}");
     };

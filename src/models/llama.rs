@@ -12,7 +12,8 @@ use crate::ops::{
 };
 use crate::plan::Plan;
 
-pub(super) const EMBED: &str = "language_model.embed_tokens.weight";
+/// The embedding's canonical name.
+pub const EMBED: &str = "language_model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// How the matrices that one GEMM reads are stored.

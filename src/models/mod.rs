@@ -20,7 +20,7 @@ mod vision;
 pub use areas::{Areas, PictureSizes};
 pub use clip::{Clip, TileInput};
 pub use io::{Limits, MAX_TOKEN_BIASES, StepArea, StepIo, StepShape};
-pub use llama::{Fused, Llama};
+pub use llama::{EMBED, Fused, Llama};
 pub use load::{Loader, Placement, Tensors, random_fills};
 pub use picture::{Picture, PictureArea};
 pub use processor::{Processor, clip_processor};
@@ -230,8 +230,9 @@ pub trait Vlm: Send + Sync {
     }
 }
 
-/// Tensors of CLIP and Llama that checkpoints carry and models of them that run `blocks` blocks of CLIP do not read.
-fn unused(name: &str, blocks: usize) -> bool {
+/// Whether a tensor of CLIP or Llama, by its canonical name, is one that checkpoints carry and a model which runs `blocks`
+/// blocks of CLIP does not read.
+pub fn unused(name: &str, blocks: usize) -> bool {
     let later_block = name
         .strip_prefix("vision_tower.encoder.layers.")
         .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok())

@@ -187,3 +187,56 @@ pub fn clip_processor(p: &Preprocessor) -> ClipProcessor {
         std: p.std,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn anyres() -> AnyresTiles {
+        let pinpoints = vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)];
+        AnyresTiles { how: Anyres { pinpoints, tile: 336, resample: Filter::Bicubic }, grid: 24 }
+    }
+
+    fn hd(num_crops: u32) -> HdTiles {
+        HdTiles { how: Hd { num_crops, tile: 336, mean: [0.5; 3], std: [0.5; 3] }, grid: 12 }
+    }
+
+    #[test]
+    fn a_line_of_the_grid_goes_through_its_tiles_and_ends() {
+        let view = anyres().how.view(640, 480).unwrap();
+        let rows = anyres().rows(&view);
+        assert_eq!((rows.len(), rows.encoded()), (2340, 5 * 576));
+        // 36 of 48 lines of patches show the picture: line 6 of the grid is the first.
+        let line: Vec<_> = (576..576 + 49).map(|i| rows.at(i)).collect();
+        assert_eq!(line[0], ImageRow::Encoded(576 + 6 * 24));
+        assert_eq!(line[23..26], [6 * 24 + 23, 576 + 6 * 24, 576 + 6 * 24 + 1].map(|row| ImageRow::Encoded(576 + row)));
+        assert_eq!(line[48], ImageRow::Constant(AnyresTiles::NEWLINE));
+    }
+
+    #[test]
+    fn the_view_of_everything_comes_last_and_is_encoded_first() {
+        let shape = hd(4).how.shape(640, 480).unwrap();
+        let rows = hd(4).rows(&shape);
+        assert_eq!((rows.len(), rows.encoded()), (757, 5 * 144));
+        let at = |i| rows.at(i);
+        assert_eq!([at(0), at(11), at(12)], [144, 155, 288].map(ImageRow::Encoded), "two tiles side by side");
+        assert_eq!([at(24), at(25)], [ImageRow::Constant(HdTiles::LINE_END), ImageRow::Encoded(156)]);
+        assert_eq!([at(600), at(601)], [ImageRow::Constant(HdTiles::BETWEEN), ImageRow::Encoded(0)]);
+        assert_eq!(at(756), ImageRow::Constant(HdTiles::LINE_END));
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_rows_stand_in_the_sequence_as_are_counted(width in 1u32..3000, height in 1u32..3000, crops in 1u32..20) {
+            let view = anyres().how.view(width, height).unwrap();
+            let rows = anyres().rows(&view);
+            prop_assert_eq!((rows.len(), rows.encoded()), (view.tokens(24), view.tiles() * 576));
+            if let Ok(shape) = hd(crops).how.shape(width, height) {
+                let rows = hd(crops).rows(&shape);
+                prop_assert_eq!((rows.len(), rows.encoded()), (shape.tokens(24), (1 + shape.tiles()) * 144));
+            }
+        }
+    }
+}
