@@ -1,6 +1,6 @@
-//! **ocelli** is a vision-language inference runtime: it maps Hugging Face safetensors, and drives LLaVA-1.5 as a flat
-//! list of kernel launches over pre-allocated memory. There is no tensor type and no graph compiler; a model is a
-//! few structs and a function that pushes ops onto a [`plan::Plan`], and a backend runs the plan.
+//! **ocelli** is a vision-language inference runtime: it maps Hugging Face safetensors, and drives LLaVA-1.5, LLaVA-NeXT,
+//! Phi-3-vision and Phi-3.5-vision as a flat list of kernel launches over pre-allocated memory. There is no tensor type and
+//! no graph compiler; a model is a few structs and a function that pushes ops onto a [`plan::Plan`], and a backend runs the plan.
 //!
 //! The layers, each of which knows only those after it:
 //!
