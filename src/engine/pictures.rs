@@ -85,7 +85,8 @@ impl Shared {
             let shape = array.picture_shape();
             let content = tiles(rows);
             let key = PictureKey::of_rows(&content, shape, &array.picture(i));
-            let tiles = shape[0].div_ceil(self.model.tile_rows());
+            // There is nothing to encode in embeddings.
+            let tiles = usize::from(kind == ArrayKind::Features);
             (Tiles { content, tiles, rows: RowMap::straight(shape[0]) }, key)
         };
         Ok(split.map(picture).collect())

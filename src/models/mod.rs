@@ -71,7 +71,7 @@ impl FromStr for ImageInputType {
 pub struct Tiles {
     /// What they are made of.
     pub content: Content,
-    /// Pieces of the picture that are encoded on their own.
+    /// Pieces of the picture that are encoded on their own; none where there is nothing left to do.
     pub tiles: usize,
     /// The places that the picture takes in the sequence. The only count: expansion, cache budget and splice all use it.
     pub rows: RowMap,
