@@ -164,6 +164,39 @@ fn views_are_those_of_transformers() {
     }
 }
 
+/// Counts that others have published or asserted in their tests: width, height; LLaVA-NeXT; Phi-3-vision with 16 crops and 4.
+#[test]
+fn counts_are_the_published_ones() {
+    let pinpoints = vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)];
+    let anyres = Anyres { pinpoints, tile: 336, resample: Filter::Bicubic };
+    for (width, height, next, sixteen, four) in [
+        (336, 336, 1176, 2509, 757),
+        (256, 256, 1176, 2509, 757),
+        (448, 448, 2928, 2509, 757),
+        (672, 672, 2928, 2509, 757),
+        (640, 480, 2340, 1921, 757),
+        (1024, 768, 2340, 1921, 757),
+        (1280, 720, 1948, 2353, 757),
+        (720, 1280, 1968, 2377, 757),
+        (171, 152, 1272, 2509, 757),
+        (184, 161, 1272, 2509, 757),
+        (333, 296, 1272, 2509, 757),
+        (369, 328, 1272, 2509, 757),
+        (152, 171, 1128, 2509, 757),
+        (161, 184, 1128, 2509, 757),
+        (488, 183, 1458, 1621, 457),
+        (183, 488, 1488, 1657, 469),
+        (700, 840, 2544, 2509, 757),
+        (2560, 1669, 2144, 1921, 757),
+    ] {
+        let size = format!("{width}x{height}");
+        assert_eq!(anyres.view(width, height).unwrap().tokens(24), next, "{size}");
+        assert_eq!(hd(16, 336).shape(width, height).unwrap().tokens(24), sixteen, "{size} in 16");
+        assert_eq!(hd(4, 336).shape(width, height).unwrap().tokens(24), four, "{size} in 4");
+    }
+    assert_eq!(hd(16, 336).shape(50, 8000).unwrap().tokens(24), 2653);
+}
+
 /// The picture that stands for the worst case costs what the model says the worst case is, and no picture costs more.
 #[test]
 fn no_picture_costs_more_than_is_planned_for() {
