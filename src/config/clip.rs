@@ -1,6 +1,7 @@
 //! `vision_config` of the CLIP family.
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use super::base;
 use super::llama::epsilon;
@@ -96,8 +97,21 @@ impl ClipConfig {
         Ok(config)
     }
 
+    /// Patches of a picture, a side.
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
     /// Patches of a picture: rows of the tower's output without the class token.
     pub fn patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        self.grid().pow(2)
     }
+}
+
+/// How many of a tower's `blocks` blocks have run before the output that an index names: 0 is the output of the first norm,
+/// and -1 that of the last block. `None` if there is no such output.
+pub(super) fn blocks_before(index: &Value, blocks: usize) -> Option<usize> {
+    let outputs = i64::try_from(blocks).ok()? + 1;
+    let index = index.as_i64().filter(|index| (-outputs..outputs).contains(index))?;
+    usize::try_from(if index < 0 { outputs + index } else { index }).ok()
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::clip::ClipConfig;
 use super::json;
-use super::object::{Nulls, Object};
+use super::object::{Nulls, Object, size};
 use super::preprocessor::{ProcessorKwargs, RGB, rgb};
 
 /// How Phi-3-vision's processor cuts and normalises pictures.
@@ -23,6 +23,9 @@ pub struct HdConfig {
 const INERT: &[&str] = &["auto_map", "do_convert_rgb", "model_input_names", "processor_class"];
 
 impl HdConfig {
+    /// Most tiles that may be asked for.
+    pub const MAX_CROPS: u32 = 64;
+
     /// What the object does not say has the defaults of Phi3VImageProcessor.
     pub(super) fn read(o: &mut Object, vision: &ClipConfig) -> Result<HdConfig> {
         o.choice("image_processor_type", &[("Phi3VImageProcessor", ())])?;
@@ -31,7 +34,7 @@ impl HdConfig {
             num_crops: crops(o)?.unwrap_or(1),
             mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or([0.48145466, 0.4578275, 0.40821073]),
             std: o
-                .read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x > 0.0))?
+                .read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x as f32 > 0.0))?
                 .unwrap_or([0.26862954, 0.26130258, 0.27577711]),
         };
         o.finish(&[INERT])?;
@@ -56,6 +59,6 @@ impl HdConfig {
 }
 
 fn crops(o: &mut Object) -> Result<Option<u32>> {
-    let number = |value: &Value| super::object::size(value, u32::MAX as usize).map(|n| n as u32);
-    o.read("num_crops", "a whole number from 1", number)
+    let number = |value: &Value| size(value, HdConfig::MAX_CROPS as usize).map(|n| n as u32);
+    o.read("num_crops", format!("a whole number from 1 to {}", HdConfig::MAX_CROPS), number)
 }

@@ -56,6 +56,9 @@ pub struct LongRope {
 /// What a class of transformers takes for a field that the file does not have.
 struct Defaults {
     model_type: &'static str,
+    hidden_size: usize,
+    vocab_size: usize,
+    rms_norm_eps: f64,
     intermediate_size: usize,
     /// `None` is as many as query heads.
     num_key_value_heads: Option<usize>,
@@ -67,6 +70,9 @@ struct Defaults {
 
 const LLAMA: Defaults = Defaults {
     model_type: "llama",
+    hidden_size: 4096,
+    vocab_size: 32000,
+    rms_norm_eps: 1e-6,
     intermediate_size: 11008,
     num_key_value_heads: None,
     max_position_embeddings: 2048,
@@ -76,6 +82,9 @@ const LLAMA: Defaults = Defaults {
 
 const MISTRAL: Defaults = Defaults {
     model_type: "mistral",
+    hidden_size: 4096,
+    vocab_size: 32000,
+    rms_norm_eps: 1e-6,
     intermediate_size: 14336,
     num_key_value_heads: Some(8),
     max_position_embeddings: 131_072,
@@ -113,15 +122,20 @@ impl LlamaConfig {
         let defaults = o.choice("model_type", &[("llama", &LLAMA), ("mistral", &MISTRAL)])?.unwrap_or(&LLAMA);
         base::check(o)?;
         let special = SpecialTokens::read(o)?;
-        let config = LlamaConfig { rope_theta: rope_theta(o)?, ..LlamaConfig::sizes(o, defaults)? };
+        let (sizes, _) = LlamaConfig::sizes(o, defaults)?;
+        let config = LlamaConfig { rope_theta: rope_theta(o)?, ..sizes };
         o.finish(&[base::INERT, base::OLD_GENERATION, base::NESTED, INERT])?;
         Ok((config, special))
     }
 
     /// The same fields beside others, as Phi-3-vision has them, with the defaults of transformers' Phi3Config.
-    pub(super) fn read_phi3(o: &mut Object) -> Result<LlamaConfig> {
+    /// Beside them, `max_position_embeddings` as the file has it.
+    pub(super) fn read_phi3(o: &mut Object) -> Result<(LlamaConfig, usize)> {
         const PHI3: Defaults = Defaults {
             model_type: "phi3",
+            hidden_size: 3072,
+            vocab_size: 32064,
+            rms_norm_eps: 1e-5,
             intermediate_size: 8192,
             max_position_embeddings: 4096,
             windows: true,
@@ -130,12 +144,12 @@ impl LlamaConfig {
         LlamaConfig::sizes(o, &PHI3)
     }
 
-    /// All but the rotary embedding.
-    fn sizes(o: &mut Object, defaults: &Defaults) -> Result<LlamaConfig> {
+    /// All but the rotary embedding; and `max_position_embeddings`, whatever the window.
+    fn sizes(o: &mut Object, defaults: &Defaults) -> Result<(LlamaConfig, usize)> {
         o.choice("hidden_act", &[("silu", ()), ("swish", ())])?;
         o.only("attention_bias", false)?;
         o.only("mlp_bias", false)?;
-        let hidden_size = o.size("hidden_size", 1 << 16)?.unwrap_or(4096);
+        let hidden_size = o.size("hidden_size", 1 << 16)?.unwrap_or(defaults.hidden_size);
         let num_attention_heads = o.size("num_attention_heads", 1024)?.unwrap_or(32);
         let num_key_value_heads =
             o.size("num_key_value_heads", 1024)?.unwrap_or(defaults.num_key_value_heads.unwrap_or(num_attention_heads));
@@ -157,7 +171,7 @@ impl LlamaConfig {
         );
         let positions = o.size("max_position_embeddings", 1 << 24)?.unwrap_or(defaults.max_position_embeddings);
         let window = sliding_window(o, defaults)?;
-        Ok(LlamaConfig {
+        let config = LlamaConfig {
             model_type: defaults.model_type,
             hidden_size,
             intermediate_size: o.size("intermediate_size", 1 << 20)?.unwrap_or(defaults.intermediate_size),
@@ -165,13 +179,14 @@ impl LlamaConfig {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: o.size("vocab_size", 1 << 22)?.unwrap_or(32000),
+            vocab_size: o.size("vocab_size", 1 << 22)?.unwrap_or(defaults.vocab_size),
             max_position_embeddings: window.map_or(positions, |window| window.min(positions)),
-            rms_norm_eps: epsilon(o, "rms_norm_eps")?.unwrap_or(1e-6),
+            rms_norm_eps: epsilon(o, "rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps),
             rope_theta: 10000.0,
             long_rope: None,
             tie_word_embeddings: o.flag("tie_word_embeddings")?.unwrap_or(false),
-        })
+        };
+        Ok((config, positions))
     }
 }
 

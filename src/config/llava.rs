@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::base;
-use super::clip::ClipConfig;
+use super::clip::{ClipConfig, blocks_before};
 use super::json::shown;
 use super::llama::{LlamaConfig, SpecialTokens};
 use super::model::Activation;
@@ -58,7 +58,7 @@ const PINPOINTS: [(u32, u32); 5] = [(336, 672), (672, 336), (672, 672), (1008, 3
 /// Most resolutions.
 const MAX_PINPOINTS: usize = 256;
 /// Most tiles of a resolution.
-const MAX_GRID: u32 = 64;
+const MAX_GRID: u64 = 64;
 
 impl LlavaConfig {
     /// Fields that may be `null`: transformers takes a missing part as the default one.
@@ -86,7 +86,7 @@ impl LlavaConfig {
         for &(height, width) in &pinpoints {
             let tiles = [height, width].map(|n| (n as usize).is_multiple_of(side).then_some(n / side as u32));
             ensure!(
-                matches!(tiles, [Some(down), Some(across)] if down * across <= MAX_GRID),
+                matches!(tiles, [Some(down), Some(across)] if u64::from(down) * u64::from(across) <= MAX_GRID),
                 "{} has {height}x{width}; both must be multiples of vision_config.image_size = {side}, of at most {MAX_GRID} \
                  tiles together",
                 o.at("image_grid_pinpoints")
@@ -182,12 +182,8 @@ fn feature_layers(o: &mut Object, blocks: usize) -> Result<Vec<usize>> {
         Value::Array(items) => items.as_slice(),
         one => std::slice::from_ref(one),
     };
-    let outputs = i64::try_from(blocks)? + 1;
-    let resolve = |item: &Value| {
-        let index = item.as_i64().filter(|index| (-outputs..outputs).contains(index))?;
-        usize::try_from(if index < 0 { outputs + index } else { index }).ok()
-    };
-    let layers: Option<Vec<_>> = items.iter().map(resolve).collect();
+    let outputs = blocks + 1;
+    let layers: Option<Vec<_>> = items.iter().map(|item| blocks_before(item, blocks)).collect();
     match layers {
         Some(layers) if !layers.is_empty() && layers.len() <= 64 => Ok(layers),
         _ => bail!(

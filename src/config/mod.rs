@@ -28,6 +28,7 @@ pub use generation::{Generation, SamplingDefaults};
 pub use hd::HdConfig;
 pub use llama::{LlamaConfig, LongRope};
 pub use llava::{LlavaConfig, Select};
+use model::Alias;
 pub use model::{Activation, Family, ModelConfig, architecture, float_dtype};
 pub use phi3v::Phi3VConfig;
 pub use preprocessor::{Pictures, Preprocessor, ProcessorKwargs, Resample, Resize};
@@ -117,14 +118,15 @@ impl Config {
 
     /// [`Config::parse`] for files that have the fields of `family`, a name of
     /// [`REGISTRY`](crate::models::REGISTRY), and call themselves something else: a model that adds to one of this crate.
+    /// `own_fields` of config.json are for the caller to read.
     ///
     /// # Errors
     /// Those of [`Config::parse`], or if there is no such family.
-    pub fn parse_as(files: &Files, family: &str) -> Result<Config> {
-        Config::read(files, Some(family))
+    pub fn parse_as(files: &Files, family: &str, own_fields: &[&str]) -> Result<Config> {
+        Config::read(files, Some(Alias { family, own_fields }))
     }
 
-    fn read(files: &Files, alias: Option<&str>) -> Result<Config> {
+    fn read(files: &Files, alias: Option<Alias>) -> Result<Config> {
         let (model, special) = ModelConfig::parse(files.config, alias)?;
         let generation = Generation::parse(files.generation, special, model.family.vocab_size())?;
         if let Family::Llava(llava) = &model.family {
@@ -139,7 +141,7 @@ impl Config {
 }
 
 /// `mm_processor_kwargs` from JSON, as the command line has them. Which options a model has is for
-/// [`Preprocessor::with_kwargs`] to say.
+/// [`Preprocessor::with_kwargs`] and [`HdConfig::with_kwargs`] to say.
 ///
 /// # Errors
 /// When `text` is not a JSON object without repeated keys.

@@ -44,6 +44,14 @@ impl Activation {
         &[("gelu", Activation::Gelu), ("quick_gelu", Activation::QuickGelu)];
 }
 
+/// A family whose fields a config.json has, though it calls itself something else.
+#[derive(Clone, Copy)]
+pub(super) struct Alias<'a> {
+    pub family: &'a str,
+    /// Fields that somebody else reads.
+    pub own_fields: &'a [&'a str],
+}
+
 /// Reads the fields of a family; `fields` is the whole of config.json.
 type Reader = fn(&mut Object) -> Result<(Family, SpecialTokens)>;
 
@@ -71,10 +79,16 @@ const FILE: &str = "config.json";
 
 impl ModelConfig {
     /// What a config.json says; as one of the family `alias`, if that is given, whatever it calls itself.
-    pub(super) fn parse(text: &[u8], alias: Option<&str>) -> Result<(ModelConfig, SpecialTokens)> {
-        let fields = json::object(FILE, text)?;
+    pub(super) fn parse(text: &[u8], alias: Option<Alias>) -> Result<(ModelConfig, SpecialTokens)> {
+        let mut fields = json::object(FILE, text)?;
         let (architecture, model_type, reader) = match alias {
-            Some(alias) => *FAMILIES.iter().find(|(name, ..)| *name == alias).with_context(|| unsupported(alias))?,
+            Some(alias) => {
+                fields.retain(|key, _| !alias.own_fields.contains(&key.as_str()));
+                let known = FAMILIES.iter().find(|(name, ..)| *name == alias.family);
+                *known.with_context(|| {
+                    format!("{} is no family of this crate, which has {}", alias.family, supported())
+                })?
+            }
             None => family(&fields)?,
         };
         let mut o = Object::new(FILE, &fields, LlavaConfig::NULLS);
@@ -144,10 +158,6 @@ fn supported() -> String {
     names.join(", ")
 }
 
-fn unsupported(alias: &str) -> String {
-    format!("{alias} is no family of this crate, which has {}", supported())
-}
-
 /// The entry of [`FAMILIES`] that `architectures` names.
 fn family(fields: &Map<String, Value>) -> Result<(&'static str, &'static str, Reader)> {
     let supported = supported();
@@ -166,6 +176,8 @@ pub(super) const NULLABLE: Nulls = Nulls::In(&[
     "bos_token_id",
     "dtype",
     "eos_token_id",
+    "head_dim",
+    "num_key_value_heads",
     "pad_token_id",
     "rope_parameters",
     "rope_scaling",

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::base;
-use super::clip::ClipConfig;
+use super::clip::{ClipConfig, blocks_before};
 use super::llama::{LlamaConfig, LongRope, SpecialTokens, theta_of};
 use super::object::{Nulls, Object};
 
@@ -20,6 +20,9 @@ pub struct Phi3VConfig {
     pub text: LlamaConfig,
 }
 
+/// `original_max_position_embeddings` of a file that has none.
+const ORIGINAL_POSITIONS: usize = 4096;
+
 /// Without effect on inference: training.
 const INERT: &[&str] = &["attention_dropout", "embd_pdrop", "resid_pdrop"];
 
@@ -31,7 +34,7 @@ impl Phi3VConfig {
             Some(mut vision) => ClipConfig::read(&mut vision)?,
             None => ClipConfig::vit_l_14_336(),
         };
-        let grid = vision.image_size / vision.patch_size;
+        let grid = vision.grid();
         ensure!(
             grid.is_multiple_of(2),
             "{} has {grid} patches a side; they are merged two by two, so it must be even",
@@ -39,8 +42,8 @@ impl Phi3VConfig {
         );
         let vision_blocks = img_processor(o, &vision)?;
         embd_layer(o)?;
-        let sizes = LlamaConfig::read_phi3(o)?;
-        let (rope_theta, long_rope) = rope(o, &sizes)?;
+        let (sizes, positions) = LlamaConfig::read_phi3(o)?;
+        let (rope_theta, long_rope) = rope(o, sizes.head_dim, positions)?;
         let text = LlamaConfig { rope_theta, long_rope, ..sizes };
         o.finish(&[base::INERT, base::OLD_GENERATION, INERT])?;
         Ok((Phi3VConfig { vision, vision_blocks, text }, special))
@@ -61,13 +64,9 @@ fn img_processor(o: &mut Object, vision: &ClipConfig) -> Result<usize> {
     inner.only("image_dim_out", vision.hidden_size)?;
     inner.only("num_img_tokens", vision.patches() / 4)?;
     inner.only("type_feature", "patch")?;
-    let outputs = blocks as i64 + 1;
-    let layer = |value: &Value| {
-        let index = value.as_i64().filter(|index| (-outputs..outputs).contains(index))?;
-        usize::try_from(if index < 0 { outputs + index } else { index }).ok()
-    };
+    let outputs = blocks + 1;
     let expected = format!("a whole number from -{outputs} to {blocks} (the tower has {blocks} blocks)");
-    let layer = inner.read("layer_idx", expected, layer)?;
+    let layer = inner.read("layer_idx", expected, |value| blocks_before(value, blocks))?;
     inner.finish(&[&["model_name"]])?;
     Ok(layer.unwrap_or(default))
 }
@@ -84,7 +83,7 @@ fn embd_layer(o: &mut Object) -> Result<()> {
 }
 
 /// The rotary base and the factors, in either spelling: `rope_theta` and `rope_scaling`, or inside `rope_parameters`.
-fn rope(o: &mut Object, sizes: &LlamaConfig) -> Result<(f64, Option<LongRope>)> {
+fn rope(o: &mut Object, head_dim: usize, positions: usize) -> Result<(f64, Option<LongRope>)> {
     let mut theta = theta_of(o)?;
     let original_key = "original_max_position_embeddings";
     let mut original = o.size(original_key, 1 << 24)?;
@@ -99,7 +98,7 @@ fn rope(o: &mut Object, sizes: &LlamaConfig) -> Result<(f64, Option<LongRope>)> 
         let long = inner.choice(spelling, &[("default", false), ("su", true), ("longrope", true)])?.unwrap_or(false);
         if long {
             ensure!(factors.is_none(), "config.json: rope_parameters and rope_scaling both have factors; remove one");
-            let half = sizes.head_dim / 2;
+            let half = head_dim / 2;
             let expected = format!("{half} numbers above 0, half of a head's elements");
             let mut list = |key| match inner.read(key, &expected, |value| positive(value, half))? {
                 Some(list) => Ok(list),
@@ -110,8 +109,7 @@ fn rope(o: &mut Object, sizes: &LlamaConfig) -> Result<(f64, Option<LongRope>)> 
         }
         inner.finish(&[])?;
     }
-    let positions = sizes.max_position_embeddings;
-    let original = original.unwrap_or(positions);
+    let original = original.unwrap_or(ORIGINAL_POSITIONS);
     ensure!(original > 1, "config.json: {original_key} = {original}; expected a whole number from 2");
     let long_rope = factors.map(|(short_factor, long_factor)| {
         let stretch = positions as f64 / original as f64;

@@ -47,6 +47,8 @@ pub struct Preprocessor {
     pub mean: [f64; 3],
     /// Of red, green and blue, after rescaling; none is 0.
     pub std: [f64; 3],
+    /// Whether these are the steps of every tile of LLaVA-NeXT, which is cut to its size: then they leave its size as it is.
+    pub of_tiles: bool,
     /// Whether `do_pad` may be true: LlavaImageProcessor pads when told to, CLIPImageProcessor never.
     pub may_pad: bool,
 }
@@ -154,6 +156,7 @@ const CLIP: Preprocessor = Preprocessor {
     do_normalize: true,
     mean: [0.48145466, 0.4578275, 0.40821073],
     std: [0.26862954, 0.26130258, 0.27577711],
+    of_tiles: false,
     may_pad: false,
 };
 
@@ -253,8 +256,7 @@ impl Preprocessor {
         Ok(processor)
     }
 
-    /// LLaVA-NeXT's: the same steps for every tile. `do_pad` is about the number of tiles in a batch, of which there is
-    /// none here.
+    /// LLaVA-NeXT's: the same steps for every tile.
     fn read_next(o: &mut Object, kind: Option<Kind>, expected: &[(u32, u32)], side: usize) -> Result<Preprocessor> {
         ensure!(
             kind.is_none_or(|kind| kind == Kind::Next),
@@ -272,15 +274,7 @@ impl Preprocessor {
                 o.at("image_grid_pinpoints")
             );
         }
-        let read = Preprocessor { may_pad: true, ..CLIP }.overlaid(o, side)?;
-        let processor = Preprocessor { do_pad: false, may_pad: false, ..read };
-        ensure!(
-            processor.do_resize && matches!(processor.size, Resize::ShortestEdge(n) if n == side),
-            "{} = {:?} with do_resize = {} must make every tile {side}x{side}: config.json: vision_config.image_size",
-            o.at("size"),
-            processor.size,
-            processor.do_resize
-        );
+        let processor = Preprocessor { of_tiles: true, ..CLIP }.overlaid(o, side)?;
         o.finish(&[INERT])?;
         Ok(processor)
     }
@@ -305,7 +299,8 @@ impl Preprocessor {
     fn overlaid(&self, o: &mut Object, side: usize) -> Result<Preprocessor> {
         let processor = Preprocessor {
             do_convert_rgb: o.flag("do_convert_rgb")?.unwrap_or(self.do_convert_rgb),
-            do_pad: o.flag("do_pad")?.unwrap_or(self.do_pad),
+            // Of tiles, it is about the number of them in a batch, of which there is none here.
+            do_pad: o.flag("do_pad")?.unwrap_or(self.do_pad) && !self.of_tiles,
             do_resize: o.flag("do_resize")?.unwrap_or(self.do_resize),
             size: o.read("size", SIZES, resize)?.unwrap_or(self.size),
             resample: o.read("resample", "2 (bilinear) or 3 (bicubic)", resample)?.unwrap_or(self.resample),
@@ -317,7 +312,8 @@ impl Preprocessor {
                 .unwrap_or(self.rescale_factor),
             do_normalize: o.flag("do_normalize")?.unwrap_or(self.do_normalize),
             mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or(self.mean),
-            std: o.read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x > 0.0))?.unwrap_or(self.std),
+            std: o.read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x as f32 > 0.0))?.unwrap_or(self.std),
+            of_tiles: self.of_tiles,
             may_pad: self.may_pad,
         };
         ensure!(
@@ -331,6 +327,17 @@ impl Preprocessor {
 
     /// The steps must end in a square of `side` pixels.
     fn fits(&self, o: &Object, side: usize) -> Result<()> {
+        if self.of_tiles {
+            let (height, width) = self.crop_size;
+            ensure!(
+                self.crop_size == (side, side) && matches!(self.size, Resize::ShortestEdge(n) if n == side),
+                "{} = {:?} and crop_size = {height}x{width} must both be a tile's {side}x{side} pixels, which \
+                 config.json: vision_config.image_size says",
+                o.at("size"),
+                self.size
+            );
+            return Ok(());
+        }
         if self.do_center_crop {
             let (height, width) = self.crop_size;
             ensure!(
