@@ -44,19 +44,14 @@ struct Settings {
 
 impl Settings {
     fn read(files: &Files<'_>) -> Result<Settings> {
-        let config = Config::parse_as(files, "LlavaForConditionalGeneration")?;
+        let config = Config::parse_as(files, "LlavaForConditionalGeneration", &[])?;
         let (Family::Llava(llava), Pictures::Clip(preprocessor)) = (config.model.family, config.pictures) else {
             bail!("config.json is not of a LLaVA model");
         };
         let (image_size, rows) = (llava.vision.image_size, inner_rows(&llava).len());
         ensure!(rows > 0, "vision_config.image_size = {image_size} leaves no patch within the margin of {MARGIN}");
-        let pictures = PictureFacts {
-            image_size,
-            max_tiles: 1,
-            max_tokens: rows,
-            same_for_all: true,
-            feature_shape: None,
-        };
+        let tokens = ImageTokens::Always(rows);
+        let pictures = PictureFacts { image_size, tile_rows: rows, max_tiles: 1, tokens, feature_columns: None };
         let facts = Facts {
             architecture: FOVEA.architecture,
             dtype: config.model.dtype,
@@ -165,11 +160,7 @@ impl Vlm for Fovea {
 
     fn processor(&self, kwargs: &ProcessorKwargs) -> Result<Box<dyn Processor>> {
         let how = clip_processor(&self.preprocessor.with_kwargs(kwargs, self.image_size)?);
-        Ok(Box::new(OneTile { how, rows: self.areas.tile_rows }))
-    }
-
-    fn image_tokens(&self) -> ImageTokens {
-        ImageTokens::Always(self.areas.tile_rows)
+        Ok(Box::new(Inner { how, rows: self.areas.tile_rows }))
     }
 
     fn dummy_image(&self) -> Result<Rgb> {
@@ -186,12 +177,12 @@ impl Vlm for Fovea {
 }
 
 /// What is done to a picture.
-struct OneTile {
+struct Inner {
     how: ClipProcessor,
     rows: usize,
 }
 
-impl Processor for OneTile {
+impl Processor for Inner {
     fn prepare(&self, picture: &Rgb) -> Result<Tiles> {
         let tile = self.how.apply(picture).context("preparing the picture")?;
         Ok(Tiles { content: Content::Pixels(tile.into_data()), tiles: 1, rows: RowMap::straight(self.rows) })

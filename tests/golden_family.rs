@@ -204,7 +204,7 @@ fn no_picture_costs_more_than_is_planned_for() {
         let g = open(folder, Some(DType::F32));
         let model = g.runner.model();
         let crops = if folder == "phi35-tiny" { "@16" } else { "" };
-        let most = model.image_tokens().most();
+        let most = g.checkpoint.facts().pictures.tokens.most();
         for name in ["wide", "tall", "tiny", "large", "strip", "column", "photo", "square"] {
             let tiles = g.tiles(&format!("{name}{crops}"));
             assert!(

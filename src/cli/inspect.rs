@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 use super::{ModelArgs, human_bytes};
 use crate::engine::{Checkpoint, MAX_NUM_SEQS, available_memory};
 use crate::mem::Region;
-use crate::models::{ImageInputType, Limits, Parts, Vlm};
+use crate::models::{ImageInputType, ImageTokens, Limits, Parts, Vlm};
 use crate::ops::KV_BLOCK;
 use crate::weights::Weights;
+
+/// Tokens of a step, as an engine on a GPU plans them.
+const STEP_TOKENS: usize = 8192;
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
@@ -71,9 +74,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let model = checkpoint.build(Limits {
         max_model_len: checkpoint.max_model_len,
         max_num_seqs: seqs,
-        max_num_batched_tokens: checkpoint.max_model_len.max(seqs),
+        max_num_batched_tokens: checkpoint.max_model_len.min(STEP_TOKENS).max(seqs),
         max_logit_rows: seqs,
-        max_tiles: checkpoint.max_images * checkpoint.facts().pictures.max_tiles,
+        max_tiles: if checkpoint.max_images > 0 { checkpoint.facts().pictures.max_tiles } else { 0 },
         kept_tiles: 0,
         kv_blocks: 0,
     })?;
@@ -124,9 +127,9 @@ fn blocks_run(c: &Checkpoint, parts: &Parts) -> usize {
 /// The sizes of a model that is CLIP in front of Llama.
 fn parts_text(c: &Checkpoint, parts: &Parts) -> String {
     let (v, t, pictures) = (&parts.vision, &parts.text, &c.facts().pictures);
-    let cost = match (pictures.same_for_all, pictures.max_tokens, pictures.max_tiles) {
-        (true, tokens, _) => format!("{tokens} tokens a picture"),
-        (false, tokens, tiles) => format!("up to {tiles} tiles and {tokens} tokens a picture"),
+    let cost = match pictures.tokens {
+        ImageTokens::Always(tokens) => format!("{tokens} tokens a picture"),
+        ImageTokens::UpTo(tokens) => format!("up to {} tiles and {tokens} tokens a picture", pictures.max_tiles),
     };
     let vision = format!(
         "\nvision   hidden {}, {} of {} blocks run, {} heads of {}, mlp {}\n         {}x{} pixels in patches of {}: {cost}\n",
@@ -205,7 +208,7 @@ fn as_json(args: &InspectArgs, report: &Report) -> Value {
         "architecture": c.facts().architecture,
         "dtype": c.dtype.name(),
         "max_model_len": c.max_model_len,
-        "image_tokens": pictures.max_tokens,
+        "image_tokens": pictures.tokens.most(),
         "image_tiles": pictures.max_tiles,
         "files": c.weights.iter().flat_map(Weights::files).map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect::<Vec<_>>(),
         "memory": {

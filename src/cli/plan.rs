@@ -81,7 +81,7 @@ impl PlanArgs {
 fn build(args: &PlanArgs) -> Result<Plan> {
     let (model, kind) = args.model_and_kind();
     let checkpoint = Checkpoint::open(&locate::model(model.as_deref())?, &args.model.options())?;
-    let usual = checkpoint.facts().pictures.max_tokens + 64;
+    let usual = checkpoint.facts().pictures.tokens.most() + 64;
     let (batch, images) = (args.batch as usize, args.images as usize);
     let usual = usual.min(checkpoint.max_model_len);
     let tokens = args.tokens.map_or(usual, |n| n as usize);

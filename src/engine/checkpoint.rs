@@ -55,8 +55,9 @@ impl Checkpoint {
     pub fn open(dir: &Path, options: &Options) -> Result<Checkpoint> {
         let mut architecture = Checkpoint::architecture(dir, options).map_err(Error::Model)?;
         let max_model_len = options.check(architecture.facts().max_positions).map_err(Error::Request)?;
-        options.check_images(architecture.facts()).map_err(Error::Request)?;
         architecture.set_processor(&options.mm_processor_kwargs).map_err(Error::Request)?;
+        architecture.facts().pictures.check().map_err(Error::Model)?;
+        options.check_images(architecture.facts()).map_err(Error::Request)?;
         let facts = architecture.facts();
         let (tokenizer, placeholder) = Checkpoint::tokenizer(dir, facts).map_err(Error::Model)?;
         let template = ChatTemplate::open(

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::mem::{DType, Element, Source};
-use crate::models::{ImageTokens, Vlm};
+use crate::models::{ImageTokens, PictureFacts};
 use crate::weights::header;
 
 /// Bytes of the largest file that is read for an array: 200 pictures of LLaVA-1.5-7B in f32.
@@ -73,11 +73,12 @@ pub(super) struct ArrayShapes {
 }
 
 impl ArrayShapes {
-    pub fn of(model: &dyn Vlm) -> ArrayShapes {
-        let rows = ImageTokens::Always(model.tile_rows());
+    /// For pictures that cost so much, in a model of width `hidden`.
+    pub fn new(pictures: &PictureFacts, hidden: usize) -> ArrayShapes {
+        let rows = ImageTokens::Always(pictures.tile_rows);
         ArrayShapes {
-            features: model.feature_columns().map(|columns| (rows, columns)),
-            embeddings: (model.image_tokens(), model.areas().hidden),
+            features: pictures.feature_columns.map(|columns| (rows, columns)),
+            embeddings: (pictures.tokens, hidden),
         }
     }
 
@@ -86,8 +87,8 @@ impl ArrayShapes {
             (ArrayKind::Embeddings, _) => Ok(self.embeddings),
             (ArrayKind::Features, Some(shape)) => Ok(shape),
             (ArrayKind::Features, None) => bail!(
-                "this model takes no image features: how those of its tiles are put together depends on the size of the \
-                 picture; give pixels, or image embeddings (--image-embeds)"
+                "this model takes no image features, because how those of a picture are put together depends on its size; \
+                 give pixels, or image embeddings (--image-embeds)"
             ),
         }
     }

@@ -88,7 +88,7 @@ pub(super) fn limits(checkpoint: &Checkpoint, options: &Options, device: Device)
     let tokens = options.max_num_batched_tokens.unwrap_or_else(|| usual.min(seqs.saturating_mul(len)).max(seqs));
     let picture = checkpoint.facts().pictures;
     // As many pictures as a step may bring; a single one must fit in any case.
-    let together = (tokens / picture.max_tokens).max(1).saturating_mul(picture.max_tiles);
+    let together = (tokens / picture.tokens.most()).max(1).saturating_mul(picture.max_tiles);
     let tiles = if checkpoint.max_images == 0 { 0 } else { together.min(MAX_TILES.max(picture.max_tiles)) };
     Limits {
         max_model_len: len,
@@ -97,9 +97,9 @@ pub(super) fn limits(checkpoint: &Checkpoint, options: &Options, device: Device)
         max_logit_rows: seqs + MAX_REPORTS,
         max_tiles: tiles,
         kept_tiles: if on_gpu && tiles > 0 {
-            KEPT_ON_GPU.max(KEPT_PICTURES * picture.max_tiles)
+            KEPT_ON_GPU.max(KEPT_PICTURES * picture.max_pages())
         } else {
-            tiles.max(checkpoint.max_images * picture.max_tiles)
+            tiles.max(checkpoint.max_images * picture.max_pages())
         },
         kv_blocks: options.num_kv_blocks.unwrap_or_else(|| len.div_ceil(KV_BLOCK)),
     }
@@ -191,7 +191,8 @@ fn check(model: &dyn Vlm, limits: &Limits, what: &str, available: u64, mapped: u
         available == 0 || needed <= available,
         "the model needs {} MB of {what} ({} of weights, {} of cache, {} of activations, {} of exchange buffers) and {} \
          are available; lower max_model_len, now {} tokens (--max-model-len), the sequences and tokens of a step, now {} \
-         and {} (--max-num-seqs, --max-num-batched-tokens), or raise the share of a GPU (--gpu-memory-utilization)",
+         and {} (--max-num-seqs, --max-num-batched-tokens), the pictures of a prompt or their tiles \
+         (--limit-mm-per-prompt, --mm-processor-kwargs), or raise the share of a GPU (--gpu-memory-utilization)",
         mb(needed),
         mb(region(model, Region::Weights).saturating_sub(mapped)),
         mb(region(model, Region::Kv)),

@@ -97,7 +97,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::mem::DType;
 use crate::models::Vlm;
-use crate::text::{Placeholder, Tokenizer};
+use crate::text::Tokenizer;
 use job::Job;
 use pictures::Processing;
 use request::Ready;
@@ -293,10 +293,7 @@ impl Engine {
     /// What stands for picture `number`, counted from 1, in a [`Prompt::Raw`]: `<image>`, or `<|image_1|>` and so on.
     pub fn placeholder(&self, number: usize) -> String {
         let checkpoint = &self.shared().checkpoint;
-        match checkpoint.placeholder {
-            Placeholder::Token(id) => checkpoint.tokenizer.id_to_token(id).unwrap_or_default(),
-            Placeholder::Numbered(_) => format!("<|image_{number}|>"),
-        }
+        checkpoint.placeholder.text(number, &checkpoint.tokenizer)
     }
 
     /// The model's tokenizer.

@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::config::ProcessorKwargs;
 use crate::mem::DType;
-use crate::models::{Facts, ImageInputType, ImageToken, Registration};
+use crate::models::{Facts, ImageInputType, ImageToken, ImageTokens, Registration};
 
 /// Most sequences that may run at once.
 pub const MAX_NUM_SEQS: usize = 4096;
@@ -138,10 +138,16 @@ impl Options {
                  agree, so leave it out"
             );
         }
-        let tokens = pictures.max_tokens;
+        ensure!(
+            self.image_input_type == ImageInputType::PixelValues || pictures.feature_columns.is_some(),
+            "image_input_type is image_features (--image-input-type), and {} takes pixels or embeddings: how the features of a \
+             picture are put together depends on its size",
+            facts.architecture
+        );
+        let (tokens, same_for_all) = (pictures.tokens.most(), matches!(pictures.tokens, ImageTokens::Always(_)));
         if let Some(asked) = self.image_feature_size {
             ensure!(
-                !pictures.same_for_all || asked == tokens,
+                !same_for_all || asked == tokens,
                 "image_feature_size is {asked} (--image-feature-size), and a picture takes {tokens} tokens by \
                  config.json (vision_config, vision_feature_select_strategy); they must agree, so leave it out"
             );
@@ -160,12 +166,13 @@ impl Options {
     fn check_input_shape(&self, asked: &[usize], facts: &Facts) -> Result<()> {
         let pictures = &facts.pictures;
         let side = pictures.image_size;
-        let shape = match (self.image_input_type, pictures.feature_shape) {
-            (ImageInputType::ImageFeatures, Some([rows, columns])) => vec![1, rows, columns],
+        let shape = match (self.image_input_type, pictures.feature_columns) {
+            (ImageInputType::ImageFeatures, Some(columns)) => vec![1, pictures.tile_rows, columns],
             _ => vec![1, 3, side, side],
         };
         // Where a picture is cut into tiles, its own size is anybody's choice.
-        let pixels = !pictures.same_for_all && matches!(asked, [1, 3, height, width] if *height > 0 && *width > 0);
+        let tiled = matches!(pictures.tokens, ImageTokens::UpTo(_));
+        let pixels = tiled && matches!(asked, [1, 3, height, width] if *height > 0 && *width > 0);
         ensure!(
             pixels || asked == shape,
             "image_input_shape is {asked:?} (--image-input-shape), and by config.json {} have {shape:?} \

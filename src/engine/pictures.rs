@@ -70,12 +70,35 @@ impl Shared {
         let key = PictureKey::of_pixels(&rgb, processing.key);
         let how = &processing.how;
         let tiles = if self.runs_kernels { how.prepare_for_device(rgb)? } else { how.prepare(&rgb)? };
+        self.check(&tiles)?;
         Ok((tiles, key))
+    }
+
+    /// Hold a processor to what its model said of pictures: memory was planned for that.
+    fn check(&self, picture: &Tiles) -> Result<()> {
+        let (facts, areas) = (&self.checkpoint.facts().pictures, self.model.areas());
+        let (tiles, rows) = (picture.tiles, &picture.rows);
+        ensure!(
+            tiles <= facts.max_tiles
+                && rows.len() <= facts.tokens.most()
+                && rows.encoded() == tiles * facts.tile_rows
+                && rows.constants() <= areas.constants,
+            "the model's processor made {tiles} tiles, {} rows and {} places of it, which show {} separators; the model \
+             says that there are {} tiles of {} rows and {} places at most, and {} separators",
+            rows.encoded(),
+            rows.len(),
+            rows.constants(),
+            facts.max_tiles,
+            facts.tile_rows,
+            facts.tokens.most(),
+            areas.constants
+        );
+        Ok(())
     }
 
     /// The pictures of an array, in the type that the model computes in.
     fn array(&self, array: &ImageArray, kind: ArrayKind) -> Result<Vec<Picture>> {
-        let wanted = ArrayShapes::of(&*self.model);
+        let wanted = ArrayShapes::new(&self.checkpoint.facts().pictures, self.model.areas().hidden);
         let tiles = |rows| match kind {
             ArrayKind::Features => Content::Features(rows),
             ArrayKind::Embeddings => Content::Embeddings(rows),

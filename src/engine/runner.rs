@@ -106,22 +106,34 @@ impl<B: Backend> Runner<B> {
         let TileInput { pixels, values, source } = self.model.areas().tiles;
         let (mut bytes, mut floats) = (Room { of: pixels, used: 0 }, Room { of: values, used: 0 });
         let (mut sources, mut byte_tiles, mut value_tiles) = (Vec::new(), 0, 0);
+        let tile_len = self.model.areas().tile_len;
         for Tiles { content, tiles, .. } in pictures {
-            let mut overviews = 0;
-            match content {
-                Content::Pixels(tiles) => self.backend.write(bytes.take(tiles.len())?, tiles)?,
-                Content::Picture(picture) => self.resize(picture, bytes.take(picture.resize.y.len())?)?,
+            let (overviews, others) = match content {
+                Content::Pixels(tiles) => {
+                    self.backend.write(bytes.take(tiles.len())?, tiles)?;
+                    (0, tiles.len())
+                }
+                Content::Picture(picture) => {
+                    let tile = bytes.take(picture.resize.y.len())?;
+                    self.resize(picture, tile)?;
+                    (0, tile.len())
+                }
                 Content::Views { overview, pixels } => {
-                    overviews = 1;
                     self.backend.write(floats.take(overview.len())?, overview)?;
                     self.backend.write(bytes.take(pixels.len())?, pixels)?;
+                    (overview.len(), pixels.len())
                 }
                 Content::Features(_) | Content::Embeddings(_) => bail!("there are no pixels in a picture's rows"),
-            }
-            let others = (tiles - overviews) as i32;
-            sources.extend((value_tiles..value_tiles + overviews as i32).map(|n| -1 - n));
+            };
+            // Or the next picture's tiles would be taken for this one's.
+            ensure!(
+                overviews % tile_len == 0 && others % tile_len == 0 && overviews + others == tiles * tile_len,
+                "a picture of {tiles} tiles has {others} bytes and {overviews} values; a tile has {tile_len}"
+            );
+            let (overviews, others) = ((overviews / tile_len) as i32, (others / tile_len) as i32);
+            sources.extend((value_tiles..value_tiles + overviews).map(|n| -1 - n));
             sources.extend(byte_tiles..byte_tiles + others);
-            (byte_tiles, value_tiles) = (byte_tiles + others, value_tiles + overviews as i32);
+            (byte_tiles, value_tiles) = (byte_tiles + others, value_tiles + overviews);
         }
         ensure!(
             sources.len() <= source.len(),

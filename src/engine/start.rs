@@ -178,7 +178,8 @@ fn dummy(model: &dyn Vlm, checkpoint: &Checkpoint) -> anyhow::Result<Tiles> {
             model.processor(&ProcessorKwargs::new())?.prepare_for_device(model.dummy_image()?)
         }
         ImageInputType::ImageFeatures => {
-            let (rows, columns) = (model.tile_rows(), model.feature_columns().unwrap_or(0));
+            let facts = checkpoint.facts().pictures;
+            let (rows, columns) = (facts.tile_rows, facts.feature_columns.unwrap_or(0));
             let zeros = vec![0u8; rows * columns * checkpoint.dtype.size()];
             let range = 0..zeros.len();
             let zeros = Source::new(Arc::new(zeros), range, checkpoint.dtype).context("features of zeros")?;

@@ -9,10 +9,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 
 use super::resize::Filter;
-use super::{Rgb, resize};
-
-/// Bytes of the tiles of a picture: 1 GiB.
-const MAX_BYTES: u64 = 1 << 30;
+use super::{MAX_TILE_BYTES, Rgb, resize};
 
 /// The settings of config.json and preprocessor_config.json.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,8 +73,8 @@ impl Anyres {
         let view = self.view(img.width(), img.height())?;
         let bytes = view.tiles() as u64 * 3 * u64::from(self.tile).pow(2);
         ensure!(
-            bytes <= MAX_BYTES,
-            "the {} tiles of a picture take {bytes} bytes; the limit is {MAX_BYTES}",
+            bytes <= MAX_TILE_BYTES,
+            "the {} tiles of a picture take {bytes} bytes; the limit is {MAX_TILE_BYTES}",
             view.tiles()
         );
         let mut tiles = resize(img, self.tile, self.tile, self.resample)?.into_data();
@@ -213,12 +210,27 @@ mod tests {
         }
     }
 
+    /// Rows and columns that transformers' `unpad_image` keeps: by scale factors, rounded to seven decimals.
+    fn unpadded(view: &View, side: usize) -> (usize, usize) {
+        let (rows, columns) = (view.grid.0 as usize * side, view.grid.1 as usize * side);
+        let (height, width) = (f64::from(view.picture.0), f64::from(view.picture.1));
+        let whole = |x: f64| ((x * 1e7).round() / 1e7) as usize;
+        let left = |all: usize, shown: usize| all - 2 * ((all - shown) / 2);
+        if width / height > columns as f64 / rows as f64 {
+            (left(rows, whole(height * (columns as f64 / width))), columns)
+        } else {
+            (rows, left(columns, whole(width * (rows as f64 / height))))
+        }
+    }
+
     proptest! {
         #[test]
         fn as_many_rows_and_columns_are_kept_as_are_counted(width in 1u32..3000, height in 1u32..3000, side in 1usize..30) {
             let view = settings().view(width, height).unwrap();
             let (rows, columns) = view.kept(side);
-            prop_assert!(rows.end <= view.grid.0 as usize * side && columns.end <= view.grid.1 as usize * side);
+            prop_assert_eq!((rows.len(), columns.len()), unpadded(&view, side));
+            prop_assert_eq!(rows.start + rows.end, view.grid.0 as usize * side, "as much is cut above as below");
+            prop_assert_eq!(columns.start + columns.end, view.grid.1 as usize * side);
             prop_assert_eq!(view.tokens(side), side * side + rows.len() * columns.len() + rows.len());
             prop_assert!(view.resized.0 <= view.resolution.0 && view.resized.1 <= view.resolution.1);
         }

@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 
 use super::resize::Filter;
-use super::{Rgb, resize};
+use super::{MAX_TILE_BYTES, Rgb, resize};
 
 /// Most crops that may be asked for: 64 tiles of 336 pixels are 22 MB.
 pub const MAX_CROPS: u32 = 64;
@@ -63,6 +63,13 @@ impl Hd {
             self.num_crops
         );
         let down = tall.div_ceil(self.tile);
+        let bytes = 3 * u64::from(down) * u64::from(across) * u64::from(self.tile).pow(2);
+        ensure!(
+            bytes <= MAX_TILE_BYTES,
+            "the {} tiles of a picture take {bytes} bytes; the limit is {MAX_TILE_BYTES} (num_crops {})",
+            down * across,
+            self.num_crops
+        );
         let grid = if transposed { (across, down) } else { (down, across) };
         Ok(HdShape { transposed, resized: (tall, wide), grid })
     }

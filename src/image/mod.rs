@@ -1,7 +1,8 @@
 //! Pixels: encoded bytes to RGB, Pillow-exact resizing, CLIP preprocessing. No device, no tensors.
 //!
 //! ```text
-//! bytes -> decode (limits, orientation, alpha) -> Rgb -> ClipProcessor::apply (resize, crop) -> table lookup on the device
+//! bytes -> decode (limits, orientation, alpha) -> Rgb -> ClipProcessor (resize, crop), Anyres or Hd (tiles)
+//!       -> table lookup on the device
 //! ```
 
 pub mod anyres;
@@ -33,6 +34,9 @@ pub use error::DecodeError;
 pub use hd::{Hd, HdShape};
 pub use limits::Limits;
 pub use resize::{Axis, Canvas, Cut, Filter, Window, resize};
+
+/// Bytes of all tiles of a picture: 1 GiB.
+const MAX_TILE_BYTES: u64 = 1 << 30;
 
 /// A picture: 8-bit RGB, rows from the top, pixels from the left, no padding (HWC).
 #[derive(Clone, PartialEq, Eq)]

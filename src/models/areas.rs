@@ -34,6 +34,8 @@ pub struct PictureSizes {
 pub struct Areas {
     /// Type of activations and weights.
     pub dtype: DType,
+    /// Values of a tile: three for each of its pixels.
+    pub tile_len: usize,
     /// Image rows of a tile.
     pub tile_rows: usize,
     /// Columns of an image row.
@@ -47,6 +49,8 @@ pub struct Areas {
     pub image_rows: Buf<Act>,
     /// The first of the last.
     pub constant_row: usize,
+    /// How many those are.
+    pub constants: usize,
     /// Where a picture stands before the device resizes it.
     pub picture: PictureArea,
     /// What the host and the device exchange at a step.
@@ -87,7 +91,8 @@ impl Areas {
         let pixel_tiles = if image_size > 0 { max_tiles } else { 0 };
         let tiles = TileInput {
             pixels: io.take(pixel_tiles * side),
-            values: io.take(if values { pixel_tiles * side } else { 0 }),
+            // A picture has one at most, and bytes beside it.
+            values: io.take(if values { pixel_tiles.div_ceil(2) * side } else { 0 }),
             // Where all tiles are bytes, which is which never changes.
             source: if values {
                 io.take(max_tiles)
@@ -101,12 +106,14 @@ impl Areas {
         let (placements, weights, warnings) = loader.finish()?;
         Ok(Areas {
             dtype,
+            tile_len: side,
             tile_rows,
             hidden,
             tiles,
             features,
             image_rows,
             constant_row,
+            constants,
             picture,
             io: step,
             regions: [weights.bytes(), kv.bytes(), scratch.bytes(), io.bytes()],
@@ -154,8 +161,8 @@ impl Areas {
         plan
     }
 
-    /// Copy a row of the weights to constant image row `constant`.
-    pub(super) fn push_constant(&self, plan: &mut Plan, row: Buf<Act>, constant: usize) {
+    /// Push what copies a row of the weights to constant image row `constant`, for [`Vlm::setup_plan`](super::Vlm::setup_plan).
+    pub fn push_constant(&self, plan: &mut Plan, row: Buf<Act>, constant: usize) {
         let (y, index, cols) = (self.rows(self.constant_row + constant, 1), self.row_index.slice(0..1), self.hidden);
         plan.push(Gather { y, x: row, index, rows: 1, cols, y_cols: cols, first_col: 0 });
     }

@@ -265,7 +265,7 @@ impl Outputs {
 }
 
 /// An empty layout of each region, in the order of [`Region::ALL`].
-pub fn layouts(dtype: DType) -> [Layout; 4] {
+pub(super) fn layouts(dtype: DType) -> [Layout; 4] {
     Region::ALL.map(|region| Layout::new(region, dtype))
 }
 

@@ -1,7 +1,7 @@
 //! The Llama language model over a paged cache: Llama, Mistral and Phi-3, which differ in sizes, in how tensors are stored
 //! and in the rotary angles.
 
-use super::LongRope;
+use super::LongAngles;
 use super::io::{StepIo, StepShape};
 use super::load::Loader;
 use crate::config::LlamaConfig;
@@ -73,9 +73,9 @@ impl Llama {
 
     /// Where the angles of sequences that are longer than the model was trained on at first begin, if `positions`
     /// positions go so far.
-    pub fn long_rope(&self, positions: usize) -> Option<LongRope> {
+    pub fn long_rope(&self, positions: usize) -> Option<LongAngles> {
         let switch = self.config.long_rope.as_ref()?.original_max_position_embeddings;
-        (positions > switch).then_some(LongRope { switch, first_row: switch })
+        (positions > switch).then_some(LongAngles { switch, first_row: switch })
     }
 
     /// Bytes of a block of the caches of all layers.

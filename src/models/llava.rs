@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::areas::{Areas, PictureSizes};
-use super::io::{Limits, StepShape, layouts};
+use super::io::{Limits, StepShape};
 use super::llama::{EMBED, Fused, Llama};
 use super::load::{Loader, Tensors};
 use super::processor::{AnyresTiles, OneTile, clip_processor, filter};
@@ -13,7 +13,7 @@ use super::vision::{Projector, Tower};
 use super::{ImageInputType, ImageTokens, Processor, Vlm, unused};
 use crate::config::{Config, Family, Files, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs, Select};
 use crate::image::{Anyres, Rgb};
-use crate::mem::{Act, Buf, DType, Layout};
+use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::PagedKv;
 use crate::plan::Plan;
 use crate::text::Builtin;
@@ -70,22 +70,23 @@ impl Settings {
 fn pictures(llava: &LlavaConfig, preprocessor: &Preprocessor) -> Result<PictureFacts> {
     let (image_size, rows) = (llava.vision.image_size, llava.tile_rows());
     let Some(anyres) = anyres(llava, preprocessor) else {
-        let feature_shape = Some([rows, llava.projector_input()]);
-        return Ok(PictureFacts { image_size, max_tiles: 1, max_tokens: rows, same_for_all: true, feature_shape });
+        return Ok(PictureFacts {
+            image_size,
+            tile_rows: rows,
+            max_tiles: 1,
+            tokens: ImageTokens::Always(rows),
+            feature_columns: Some(llava.projector_input()),
+        });
     };
-    let side = grid(llava);
+    let side = llava.vision.grid();
     let (mut max_tiles, mut max_tokens) = (1, rows);
     for &(height, width) in &anyres.pinpoints {
         let view = anyres.view(width, height)?;
         max_tiles = view.tiles().max(max_tiles);
         max_tokens = view.tokens(side).max(max_tokens);
     }
-    Ok(PictureFacts { image_size, max_tiles, max_tokens, same_for_all: false, feature_shape: None })
-}
-
-/// Patches of a tile, a side.
-fn grid(llava: &LlavaConfig) -> usize {
-    llava.vision.image_size / llava.vision.patch_size
+    let tokens = ImageTokens::UpTo(max_tokens);
+    Ok(PictureFacts { image_size, tile_rows: rows, max_tiles, tokens, feature_columns: None })
 }
 
 fn anyres(llava: &LlavaConfig, preprocessor: &Preprocessor) -> Option<Anyres> {
@@ -123,7 +124,6 @@ struct Llava {
     llama: Llama,
     cache: Vec<PagedKv>,
     areas: Areas,
-    max_tokens: usize,
 }
 
 impl Llava {
@@ -138,11 +138,6 @@ impl Llava {
         let (vision, text) = (&llava.vision, &llava.text);
         let (d, is_next) = (text.hidden_size, llava.pinpoints.is_some());
         let with_tower = input == ImageInputType::PixelValues;
-        ensure!(
-            with_tower || facts.pictures.feature_shape.is_some(),
-            "image_input_type is image_features (--image-input-type), and LLaVA-NeXT takes pixels or embeddings: how the \
-             features of its tiles are put together depends on the size of the picture"
-        );
 
         let mut loader = Loader::new(tensors, dtype, canonical_llava)?;
         let tower = with_tower.then(|| {
@@ -157,13 +152,13 @@ impl Llava {
         let blocks = if with_tower { llava.vision_blocks() } else { 0 };
         loader.ignore(|name| unused(name, blocks) || !with_tower && name.starts_with("vision_tower."));
 
-        let [_, mut kv, ..] = layouts(dtype);
+        let mut kv = Layout::new(Region::Kv, dtype);
         let cache = llama.cache(&mut kv, limits.kv_blocks);
         let sizes = PictureSizes {
             image_size: if with_tower { vision.image_size } else { 0 },
             tile_rows: llava.tile_rows(),
             hidden: d,
-            feature_columns: facts.pictures.feature_shape.map_or(0, |[_, columns]| columns),
+            feature_columns: facts.pictures.feature_columns.unwrap_or(0),
             constants: usize::from(is_next),
             values: false,
             resizes: !is_next,
@@ -171,17 +166,7 @@ impl Llava {
         let areas = Areas::new(loader, &kv, limits, sizes, text.vocab_size)?;
         let (llava, preprocessor) = (llava.clone(), preprocessor.clone());
         let largest = limits.largest_step();
-        let mut model = Llava {
-            llava,
-            preprocessor,
-            tower,
-            projector,
-            newline,
-            llama,
-            cache,
-            areas,
-            max_tokens: facts.pictures.max_tokens,
-        };
+        let mut model = Llava { llava, preprocessor, tower, projector, newline, llama, cache, areas };
         let (areas, tiles) = (&model.areas, limits.max_tiles);
         let plans = [
             areas.scratch_of(|plan, scratch| model.encode(plan, scratch, tiles)),
@@ -237,7 +222,7 @@ impl Vlm for Llava {
             b.std
         );
         if let Some(how) = anyres(llava, &asked) {
-            return Ok(Box::new(AnyresTiles { how, grid: grid(llava) }));
+            return Ok(Box::new(AnyresTiles { how, grid: llava.vision.grid() }));
         }
         let tile = llava.vision.image_size.pow(2) * 3;
         Ok(Box::new(OneTile {
@@ -256,22 +241,11 @@ impl Vlm for Llava {
             return Rgb::filled(2 * side, side + side / 2, [0; 3]);
         };
         // One that fills its resolution loses no row of it.
-        let tokens = |(height, width): (u32, u32)| Some(anyres.view(width, height).ok()?.tokens(grid(&self.llava)));
+        let tokens =
+            |(height, width): (u32, u32)| Some(anyres.view(width, height).ok()?.tokens(self.llava.vision.grid()));
         let largest = anyres.pinpoints.iter().copied().max_by_key(|&size| tokens(size));
         let (height, width) = largest.context("image_grid_pinpoints is empty")?;
         Rgb::filled(width, height, [0; 3])
-    }
-
-    fn image_tokens(&self) -> ImageTokens {
-        if self.newline.is_some() {
-            ImageTokens::UpTo(self.max_tokens)
-        } else {
-            ImageTokens::Always(self.areas.tile_rows)
-        }
-    }
-
-    fn feature_columns(&self) -> Option<usize> {
-        self.newline.is_none().then(|| self.projector.input())
     }
 
     fn setup_plan(&self) -> Plan {

@@ -23,8 +23,8 @@ pub use io::{Limits, MAX_TOKEN_BIASES, StepArea, StepIo, StepShape};
 pub use llama::{EMBED, Fused, Llama};
 pub use load::{Loader, Placement, Tensors, random_fills};
 pub use picture::{Picture, PictureArea};
-pub use processor::{Processor, clip_processor};
-pub use registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, REGISTRY, Registration, find};
+pub use processor::{AnyresTiles, HdTiles, OneTile, Processor, clip_processor};
+pub use registry::{Architecture, Facts, ImageToken, ImageTokens, Parts, PictureFacts, REGISTRY, Registration, find};
 pub use rows::{ImageRow, RowMap};
 pub use vision::{Projector, Tower};
 
@@ -98,7 +98,7 @@ pub enum Content {
     },
     /// One tile of pixels, which the device makes.
     Picture(Box<Picture>),
-    /// `[tokens, `[`feature_columns`](Vlm::feature_columns)`]` in the model's type: what the tower makes of the pixels.
+    /// `[tile_rows, `[`feature_columns`](PictureFacts::feature_columns)`]` in the model's type: what the tower makes of the pixels.
     Features(Source),
     /// `[tokens, `[`hidden`](Areas::hidden)`]` in the model's type: what the projector makes of the features.
     Embeddings(Source),
@@ -135,27 +135,9 @@ pub struct RowMove {
     pub rows: usize,
 }
 
-/// Places that a picture takes in a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageTokens {
-    /// As many whatever its size.
-    Always(usize),
-    /// By its size, at most so many.
-    UpTo(usize),
-}
-
-impl ImageTokens {
-    /// The most.
-    pub fn most(self) -> usize {
-        match self {
-            ImageTokens::Always(n) | ImageTokens::UpTo(n) => n,
-        }
-    }
-}
-
 /// Where the rotary angles change with the length of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LongRope {
+pub struct LongAngles {
     /// Longest sequence, in tokens, of the short angles. In a longer one every position has its long angle.
     pub switch: usize,
     /// Row of the rotary table at which the long ones begin.
@@ -173,19 +155,11 @@ pub trait Vlm: Send + Sync {
     /// If an option is unknown, or asks for what this model cannot do, or cannot do any more once it is loaded.
     fn processor(&self, kwargs: &ProcessorKwargs) -> Result<Box<dyn Processor>>;
 
-    /// Places that pictures take in a sequence.
-    fn image_tokens(&self) -> ImageTokens;
-
-    /// A picture that costs the most of them with the options of the checkpoint, for warm-up.
+    /// A picture that takes the most places with the options of the checkpoint, for warm-up.
     ///
     /// # Errors
     /// If there is no memory for it.
     fn dummy_image(&self) -> Result<Rgb>;
-
-    /// Columns of [`Content::Features`], in a model that takes them; their rows are those of a tile.
-    fn feature_columns(&self) -> Option<usize> {
-        None
-    }
 
     /// What is computed once, when the weights are in their places: the image rows that are the same for every picture.
     fn setup_plan(&self) -> Plan {
@@ -205,7 +179,7 @@ pub trait Vlm: Send + Sync {
     fn step_plan(&self, shape: StepShape) -> Plan;
 
     /// Where the angles of positions change with the length of the sequence, if they do.
-    fn long_rope(&self) -> Option<LongRope> {
+    fn long_rope(&self) -> Option<LongAngles> {
         None
     }
 

@@ -3,16 +3,16 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::areas::{Areas, PictureSizes};
-use super::io::{Limits, StepShape, layouts};
+use super::io::{Limits, StepShape};
 use super::llama::{EMBED, Fused, Llama};
 use super::load::{Loader, Tensors};
 use super::processor::HdTiles;
 use super::registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, Registration};
 use super::vision::{Projector, Tower};
-use super::{ImageInputType, ImageTokens, LongRope, Processor, Vlm, unused};
+use super::{ImageInputType, ImageTokens, LongAngles, Processor, Vlm, unused};
 use crate::config::{Activation, Config, Family, Files, HdConfig, Phi3VConfig, Pictures, ProcessorKwargs};
-use crate::image::{Hd, Rgb};
-use crate::mem::{Act, Buf, DType, Layout};
+use crate::image::{Hd, Rgb, hd::MAX_CROPS};
+use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::PagedKv;
 use crate::plan::Plan;
 use crate::text::Builtin;
@@ -24,9 +24,11 @@ pub(super) const REGISTRATION: Registration =
 /// The embedding's other name: files may have either, or both.
 const WTE: &str = "language_model.wte.weight";
 
-/// Tiles of a picture that there is room for in any case: a request may ask for more than the checkpoint's own number, and
-/// the model's authors recommend so many for single pictures.
+/// Tiles of a picture that there is room for unless the engine was told how many: a request may ask for more than the
+/// checkpoint's own number, and the model's authors recommend so many for single pictures.
 const USUAL_CROPS: u32 = 16;
+
+const _: () = assert!(HdConfig::MAX_CROPS == MAX_CROPS, "what is read can be cut");
 
 /// What a checkpoint says.
 struct Settings {
@@ -51,7 +53,7 @@ impl Settings {
             end_tokens: &["<|endoftext|>", "<|end|>"],
             image_token: ImageToken::Tags("<|image|>"),
             chat_template: Some(Builtin::Phi3Vision),
-            pictures: costs(&phi, &pictures)?,
+            pictures: costs(&phi, &pictures, pictures.num_crops.max(USUAL_CROPS))?,
             parts: Some(Parts {
                 vision: phi.vision.clone(),
                 feature_layers: vec![phi.vision_blocks],
@@ -62,18 +64,17 @@ impl Settings {
     }
 }
 
-/// What pictures cost, with as many crops as there is room for.
-fn costs(phi: &Phi3VConfig, pictures: &HdConfig) -> Result<PictureFacts> {
-    let most = HdConfig { num_crops: pictures.num_crops.max(USUAL_CROPS), ..pictures.clone() };
-    let how = hd(phi, &most);
+/// What pictures cost, in `most` crops.
+fn costs(phi: &Phi3VConfig, pictures: &HdConfig, most: u32) -> Result<PictureFacts> {
+    let how = hd(phi, &HdConfig { num_crops: most, ..pictures.clone() });
     let (width, height) = dearest(&how);
     let shape = how.shape(width, height)?;
     Ok(PictureFacts {
         image_size: phi.vision.image_size,
+        tile_rows: phi.tile_rows(),
         max_tiles: 1 + shape.tiles(),
-        max_tokens: shape.tokens(patches(phi)),
-        same_for_all: false,
-        feature_shape: None,
+        tokens: ImageTokens::UpTo(shape.tokens(phi.vision.grid())),
+        feature_columns: None,
     })
 }
 
@@ -81,11 +82,6 @@ fn costs(phi: &Phi3VConfig, pictures: &HdConfig) -> Result<PictureFacts> {
 /// most lines.
 fn dearest(how: &Hd) -> (u32, u32) {
     (8, 8 * how.num_crops)
-}
-
-/// Patches of a tile, a side.
-fn patches(phi: &Phi3VConfig) -> usize {
-    phi.vision.image_size / phi.vision.patch_size
 }
 
 fn hd(phi: &Phi3VConfig, pictures: &HdConfig) -> Hd {
@@ -100,7 +96,9 @@ impl Architecture for Settings {
 
     fn set_processor(&mut self, kwargs: &ProcessorKwargs) -> Result<()> {
         self.pictures = self.pictures.with_kwargs(kwargs)?;
-        self.facts.pictures = costs(&self.phi, &self.pictures)?;
+        let asked = self.pictures.num_crops;
+        let most = if kwargs.contains_key("num_crops") { asked } else { asked.max(USUAL_CROPS) };
+        self.facts.pictures = costs(&self.phi, &self.pictures, most)?;
         Ok(())
     }
 
@@ -108,12 +106,7 @@ impl Architecture for Settings {
         Llama::kv_block_bytes(&self.phi.text, dtype)
     }
 
-    fn build(&self, tensors: Tensors<'_>, dtype: DType, limits: Limits, input: ImageInputType) -> Result<Box<dyn Vlm>> {
-        ensure!(
-            input == ImageInputType::PixelValues,
-            "image_input_type is image_features (--image-input-type), and Phi-3-vision takes pixels or embeddings: how the \
-             features of its tiles are put together depends on the size of the picture"
-        );
+    fn build(&self, tensors: Tensors<'_>, dtype: DType, limits: Limits, _: ImageInputType) -> Result<Box<dyn Vlm>> {
         Ok(Box::new(Phi3V::build(self, tensors, dtype, limits)?))
     }
 }
@@ -130,7 +123,7 @@ struct Phi3V {
     llama: Llama,
     cache: Vec<PagedKv>,
     areas: Areas,
-    long_rope: Option<LongRope>,
+    long_rope: Option<LongAngles>,
 }
 
 impl Phi3V {
@@ -141,14 +134,14 @@ impl Phi3V {
 
         let mut loader = Loader::new(tensors, dtype, canonical_phi3v)?;
         let (layers, table) = ([phi.vision_blocks], hd(phi, pictures).table());
-        let tower = Tower::load(&mut loader, vision, &layers, merged_rows(patches(phi)), table, limits.max_tiles);
+        let tower = Tower::load(&mut loader, vision, &layers, merged_rows(phi.vision.grid()), table, limits.max_tiles);
         let projector = Projector::load(&mut loader, merged, d, true, Activation::Gelu);
         let separators = [loader.tensor("sub_GN", &[1, 1, 1, merged]), loader.tensor("glb_GN", &[1, 1, merged])];
         let embed = loader.only_one_of(EMBED, WTE).unwrap_or(EMBED);
         let llama = Llama::load(&mut loader, text, embed, Fused::Yes, limits.max_model_len);
         loader.ignore(|name| unused(name, phi.vision_blocks) || name == WTE);
 
-        let [_, mut kv, ..] = layouts(dtype);
+        let mut kv = Layout::new(Region::Kv, dtype);
         let cache = llama.cache(&mut kv, limits.kv_blocks);
         let sizes = PictureSizes {
             image_size: vision.image_size,
@@ -216,11 +209,7 @@ impl Vlm for Phi3V {
             pictures.num_crops,
             pictures.num_crops
         );
-        Ok(Box::new(HdTiles { how: hd(&self.phi, &pictures), grid: patches(&self.phi) / 2 }))
-    }
-
-    fn image_tokens(&self) -> ImageTokens {
-        ImageTokens::UpTo(self.facts.max_tokens)
+        Ok(Box::new(HdTiles { how: hd(&self.phi, &pictures), grid: self.phi.vision.grid() / 2 }))
     }
 
     fn dummy_image(&self) -> Result<Rgb> {
@@ -240,7 +229,7 @@ impl Vlm for Phi3V {
         self.areas.plan(|plan, scratch| self.step(plan, scratch, shape))
     }
 
-    fn long_rope(&self) -> Option<LongRope> {
+    fn long_rope(&self) -> Option<LongAngles> {
         self.long_rope
     }
 }

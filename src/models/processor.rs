@@ -40,10 +40,14 @@ pub(super) fn needs_tower(has_tower: bool) -> Result<()> {
 }
 
 /// LLaVA-1.5: every picture is one tile.
-pub(super) struct OneTile {
+pub struct OneTile {
+    /// The steps.
     pub how: ClipProcessor,
+    /// Image rows of a tile.
     pub tile_rows: usize,
+    /// Whether the model takes pixels at all.
     pub has_tower: bool,
+    /// Where a picture stands before the device resizes it.
     pub area: PictureArea,
     /// Where the first tile stands.
     pub tile: Buf<u8>,
@@ -77,7 +81,8 @@ impl Processor for OneTile {
 }
 
 /// LLaVA-NeXT: the whole picture in one tile, and the picture at the best of several resolutions in more of them.
-pub(super) struct AnyresTiles {
+pub struct AnyresTiles {
+    /// The steps.
     pub how: Anyres,
     /// Patches of a tile, a side.
     pub grid: usize,
@@ -117,7 +122,8 @@ impl Processor for AnyresTiles {
 }
 
 /// Phi-3-vision: the picture in as many tiles as it may have, and all of it once more in a tile of values.
-pub(super) struct HdTiles {
+pub struct HdTiles {
+    /// The steps.
     pub how: Hd,
     /// Merged patches of a tile, a side.
     pub grid: usize,

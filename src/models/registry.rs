@@ -4,7 +4,7 @@
 //! checkpoint says. Those of this crate are in [`REGISTRY`]; a program that embeds it adds its own with
 //! [`Builder::register`](crate::engine::Builder::register).
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::{ImageInputType, Limits, Tensors, Vlm, llava, phi3v};
 use crate::config::{ClipConfig, Files, Generation, LlamaConfig, ProcessorKwargs};
@@ -99,14 +99,52 @@ pub enum ImageToken {
 pub struct PictureFacts {
     /// Side of a tile in pixels.
     pub image_size: usize,
+    /// Image rows of a tile.
+    pub tile_rows: usize,
     /// Most tiles of a picture.
     pub max_tiles: usize,
-    /// Most places of a picture in a sequence.
-    pub max_tokens: usize,
-    /// Whether every picture has so many.
-    pub same_for_all: bool,
-    /// Rows and columns of the features of a picture that callers may bring, in a model that takes them.
-    pub feature_shape: Option<[usize; 2]>,
+    /// Places of a picture in a sequence.
+    pub tokens: ImageTokens,
+    /// Columns of the features that callers may bring, in a model that takes them; their rows are those of a tile.
+    pub feature_columns: Option<usize>,
+}
+
+impl PictureFacts {
+    /// Pages of a tile's rows that a picture takes at most, encoded or brought as embeddings.
+    pub fn max_pages(&self) -> usize {
+        self.max_tiles.max(self.tokens.most().div_ceil(self.tile_rows))
+    }
+
+    /// Refuse what no picture can be.
+    ///
+    /// # Errors
+    /// If a picture has no tiles, rows or places.
+    pub fn check(&self) -> Result<()> {
+        let PictureFacts { tile_rows, max_tiles, tokens, .. } = *self;
+        ensure!(
+            tile_rows > 0 && max_tiles > 0 && tokens.most() > 0,
+            "pictures of {max_tiles} tiles of {tile_rows} rows, in {tokens:?} places; there must be one of each"
+        );
+        Ok(())
+    }
+}
+
+/// Places that a picture takes in a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageTokens {
+    /// As many whatever its size.
+    Always(usize),
+    /// By its size, at most so many.
+    UpTo(usize),
+}
+
+impl ImageTokens {
+    /// The most.
+    pub fn most(self) -> usize {
+        match self {
+            ImageTokens::Always(n) | ImageTokens::UpTo(n) => n,
+        }
+    }
 }
 
 /// The parts of a model that is CLIP in front of Llama.

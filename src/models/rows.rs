@@ -16,6 +16,7 @@ pub enum ImageRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowMap {
     encoded: usize,
+    constants: usize,
     places: Places,
 }
 
@@ -30,7 +31,7 @@ enum Places {
 impl RowMap {
     /// Every one of `rows` encoded rows at a place, in order.
     pub fn straight(rows: usize) -> RowMap {
-        RowMap { encoded: rows, places: Places::Straight }
+        RowMap { encoded: rows, constants: 0, places: Places::Straight }
     }
 
     /// Places that show what `places` says, of `encoded` encoded rows.
@@ -45,7 +46,9 @@ impl RowMap {
             }
             ImageRow::Constant(row) => -1 - row as i32,
         };
-        RowMap { encoded, places: Places::Listed(places.into_iter().map(place).collect()) }
+        let places: Arc<[i32]> = places.into_iter().map(place).collect();
+        let constants = places.iter().min().map_or(0, |&lowest| usize::try_from(-i64::from(lowest)).unwrap_or(0));
+        RowMap { encoded, constants, places: Places::Listed(places) }
     }
 
     /// Places of the picture in a sequence: its tokens.
@@ -64,6 +67,11 @@ impl RowMap {
     /// Rows that encoding the picture gives, whether or not they are shown.
     pub fn encoded(&self) -> usize {
         self.encoded
+    }
+
+    /// One more than the last constant row that is shown; 0 where none is.
+    pub fn constants(&self) -> usize {
+        self.constants
     }
 
     /// What stands at place `i`, which must be below [`RowMap::len`].
@@ -86,9 +94,10 @@ mod tests {
     fn places_show_what_was_listed() {
         let shown = [ImageRow::Encoded(3), ImageRow::Constant(0), ImageRow::Encoded(0), ImageRow::Constant(2)];
         let map = RowMap::listed(4, shown);
-        assert_eq!((map.len(), map.encoded()), (4, 4));
+        assert_eq!((map.len(), map.encoded(), map.constants()), (4, 4, 3));
         assert_eq!((0..4).map(|i| map.at(i)).collect::<Vec<_>>(), shown);
         let straight = RowMap::straight(3);
         assert_eq!((straight.len(), straight.encoded(), straight.at(2)), (3, 3, ImageRow::Encoded(2)));
+        assert_eq!(straight.constants(), 0);
     }
 }

@@ -19,9 +19,9 @@ pub struct RopeKv {
     pub qkv: Buf<Act>,
     /// Keys and values of the layer.
     pub kv: PagedKv,
-    /// `[positions, head_dim]`: cosines, then sines, as [`rope_table`] makes them.
+    /// `[positions, head_dim]`: cosines, then sines, as [`rope_table`] and [`long_rope_table`] make them.
     pub table: Buf<f32>,
-    /// `[tokens]`: place of the token in its sequence.
+    /// `[tokens]`: row of the table: place of the token in its sequence, or where the angles of that place are.
     pub positions: Buf<i32>,
     /// `[tokens]`: `block * 16 + place`, or -1.
     pub slot_mapping: Buf<i32>,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::tags::tag;
+use super::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::tags;
@@ -21,6 +23,14 @@ impl Placeholder {
     pub fn id(self) -> u32 {
         match self {
             Placeholder::Token(id) | Placeholder::Numbered(id) => id,
+        }
+    }
+
+    /// What refers to picture `number`, counted from 1, in a trusted text.
+    pub fn text(self, number: usize, tokenizer: &Tokenizer) -> String {
+        match self {
+            Placeholder::Token(id) => tokenizer.id_to_token(id).unwrap_or_default(),
+            Placeholder::Numbered(_) => tag(number),
         }
     }
 }

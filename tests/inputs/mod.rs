@@ -48,7 +48,7 @@ pub fn rows<B: Backend>(dir: &Path, dtype: DType, backend: impl Fn([usize; 4]) -
         ImageArray { shape: vec![tiles.len(), runner.model().tile_rows(), columns], data }
     };
     let model = runner.model();
-    let columns = model.feature_columns().unwrap();
+    let columns = checkpoint.facts().pictures.feature_columns.unwrap();
     Rows { features: array(first, columns), embeddings: array(last, model.areas().hidden) }
 }
 
