@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::tags::tag;
-use super::tokenizer::Tokenizer;
 use anyhow::{Context, Result, bail, ensure};
 
-use super::tags;
+use super::tags::tag;
+use super::tokenizer::Tokenizer;
 
 /// How prompts refer to pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +116,8 @@ pub fn expand(pieces: &[Piece], tokens: &[usize], placeholder: Placeholder) -> R
 fn miscounted(found: usize, pictures: usize, total: usize, placeholder: Placeholder) -> String {
     let (what, remedy) = match placeholder {
         Placeholder::Token(_) if total > 0 => ("placeholders", format!(", or all {total} that they expand to")),
-        Placeholder::Numbered(_) if pictures == 1 => ("tags", format!(", {}", tags::tag(1))),
-        Placeholder::Numbered(_) if pictures > 1 => ("tags", format!(", {} to {}", tags::tag(1), tags::tag(pictures))),
+        Placeholder::Numbered(_) if pictures == 1 => ("tags", format!(", {}", tag(1))),
+        Placeholder::Numbered(_) if pictures > 1 => ("tags", format!(", {} to {}", tag(1), tag(pictures))),
         Placeholder::Token(_) => ("placeholders", String::new()),
         Placeholder::Numbered(_) => ("tags", String::new()),
     };
