@@ -3,22 +3,29 @@
 //         kStore, kAddResidual, kSwiGlu of GemmEpilogue.
 // Layout: a (m, k); b (n, k), as checkpoints store a linear layer; norm (k); c (m, n), with kSwiGlu (m, n / 2). All dense
 //         and row-major. c must not be a or b.
-// Grid:   ring4k, ring11k (gemv_ring.cuh): a block a multiprocessor, which share the rows of b out evenly; block 544 and
-//         512, dynamic shared memory. stream: x = 16 rows of b, block 256, no dynamic shared memory.
+// Grid:   ring4k, ring8k, ring11k (gemv_ring.cuh): a block a multiprocessor, which share the rows of b out evenly; block
+//         544, 544 and 512, dynamic shared memory. stream: x = 16 rows of b, block 256, no dynamic shared memory.
 // Limits: 1 <= m <= 8; any n, k >= 1 (n even with kSwiGlu). ring4k: sm_90a, k <= 4096, k % 32 == 0, operands aligned to 16
-//         bytes. ring11k: the same with k <= 11520, no norm. stream: element by element where k % 8 != 0 or an operand is not
-//         aligned. With programmatic dependent launch, b and norm must not be written by the kernel before this one.
-// Order:  the additions of an element depend on k and on the kernel (ring4k, ring11k, stream) alone: a row gives the same
-//         bits in any batch of 1 to 8 and in any position.
+//         bytes. ring8k, ring11k: the same with k <= 8192 and k <= 11520, no norm. stream: element by element where
+//         k % 8 != 0 or an operand is not aligned. With programmatic dependent launch, b and norm must not be written by
+//         the kernel before this one.
+// Order:  the additions of an element depend on k and on the kernel (ring4k, ring8k, ring11k, stream) alone: a row gives
+//         the same bits in any batch of 1 to 8 and in any position.
 // Bound:  memory. bf16, in a graph of programmatic dependent launches over 8 layers of weights, with the launch:
 //                             1 row            8 rows
-//         qkv     12288x4096  26.1 us 3.86     31.4 us     with norm
-//         o        4096x4096  10.7 us 3.14     11.8 us
-//         gate_up 22016x4096  44.0 us 4.10     49.7 us     with norm, SwiGlu
-//         down    4096x11008  24.1 us 3.74     27.6 us
-//         lm_head 32064x4096  61.5 us 4.27     69.0 us     with norm, f32 out                TB/s of b
-//         and the four of a layer in turn 104.7 us at one row, 119.8 at eight. What is lost is lost between kernels: long
-//         ones stream 4.5 TB/s (H200, driver 580, 2026-11-22; stream with a norm has not been timed).
+//         qkv     12288x4096  23.7 us 4.25     29.7 us     with norm
+//         o        4096x4096   9.4 us 3.57     11.8 us
+//         gate_up 22016x4096  41.0 us 4.40     47.4 us     with norm, SwiGlu
+//         down    4096x11008  24.5 us 3.68     29.6 us
+//         lm_head 32064x4096  59.2 us 4.44     66.9 us     with norm, f32 out
+//         qkv      9216x3072  14.0 us 4.05                 with norm
+//         o        3072x3072   6.4 us 2.96
+//         gate_up 16384x3072  23.9 us 4.21                 with norm, SwiGlu
+//         down     3072x8192  16.5 us 3.06
+//         lm_head 32064x3072  45.1 us 4.37                 with norm, f32 out                TB/s of b
+//         and the four of a layer in turn 97.2 and 60.7 us at one row, 116.0 and 71.1 at eight. What is lost is lost
+//         between kernels, where long ones stream 4.5 TB/s, and with rows longer than 4096, whose tiles have half the rows
+//         (H200, driver 580, 2026-11-22; stream with a norm has not been timed).
 
 #include "gemv.cuh"
 
@@ -174,17 +181,24 @@ STREAM(bf16, __nv_bfloat16)
     }
 RING(f16, __half, ring4k, Ring4k)
 RING(bf16, __nv_bfloat16, ring4k, Ring4k)
+RING(f16, __half, ring8k, Ring8k)
+RING(bf16, __nv_bfloat16, ring8k, Ring8k)
 RING(f16, __half, ring11k, Ring11k)
 RING(bf16, __nv_bfloat16, ring11k, Ring11k)
 #endif
 EXPORT_PARAMS(gemv, GemvParams)
 
-// Tried, with one row, four products of a layer in turn unless something else is said:
-//   chunks of 16 KB, 8 rows of 2 KB, instead of whole rows: 107.9 us; of 8 KB, 8 rows of 1 KB: 160, a copy costs 110 cycles
-//   whichever lane or warp issues it; contiguous chunks of 16 KB (wrong results): 106.8
-//   56 KB in flight: 104.7; 40 KB: 106.4; 72 KB: 105.9; 96 KB: 105.9
-//   groups of warps that take chunks in turn: 116; where a block starts in a row rotated by its number: no change
-//   rows of a through the ring by bulk copies: 8 rows arrive in 1.5 us instead of 5, but 115, because of what follows
-//   every warp polls the barrier of every row in turn: qkv 29.6 us; all lanes poll, branches removed: 41: polling slows the
-//   copying thread down
+// Tried, with one row, four products of a layer in turn (of 7B; of Phi-3-mini) unless something else is said:
+//   as it is: 97.2 us; 60.7
+//   a copy and two barriers a row, rows padded, long ones in two pieces, tiles of 8: 102.0; 71.2. At k = 3072 barriers
+//   are the limit: 18.6 us for qkv; 14.5 with a barrier of 4 rows and still a copy a row; 13.9 as it is. For down that
+//   is better than what it is: 23.8 instead of 24.4; 15.6 instead of 16.4
+//   bytes in flight, to the nearest group: 32 KB 109.6; 69.9, 40 KB 106.2; 59.1, 56 KB 99.1; 60.6, 72 KB 99.3; 61.7
+//   groups of 2 rows in ring4k: 97.7; 61.2. Tiles of 4 rows in ring4k: 107.8; 75.0
+//   12 warps at k = 3072: qkv 13.7. No fence before a slot is released, which is wrong: 96.7; 60.6
+//   copies of 2 KB instead of whole rows: 3 % slower; of 1 KB: 50 %, a copy costs 110 cycles whichever lane or warp
+//   issues it
+//   groups of warps that take chunks in turn: 11 % slower; where a block starts in a row rotated by its number: no change
+//   rows of a through the ring by bulk copies: 8 rows arrive in 1.5 us instead of 5, but 10 % slower, because of what
+//   follows
 //   a run of the loops before the wait, to warm the instruction cache: 5 us slower

@@ -107,6 +107,8 @@ struct Ring {
     /// Longest row of `b`.
     max_k: usize,
     normalises: bool,
+    /// Rows of `b` in a tile.
+    tile: usize,
     threads: u32,
     smem: u32,
     /// For f16 and bf16.
@@ -114,19 +116,29 @@ struct Ring {
 }
 
 /// The first that takes a product is the best.
-const RINGS: [Ring; 2] = [
+const RINGS: [Ring; 3] = [
     Ring {
         max_k: 4096,
         normalises: true,
+        tile: 8,
         threads: 544,
-        smem: 224_288,
+        smem: 231_424,
         symbols: ["gemv_f16_ring4k", "gemv_bf16_ring4k"],
+    },
+    Ring {
+        max_k: 8192,
+        normalises: false,
+        tile: 4,
+        threads: 544,
+        smem: 230_912,
+        symbols: ["gemv_f16_ring8k", "gemv_bf16_ring8k"],
     },
     Ring {
         max_k: 11_520,
         normalises: false,
+        tile: 4,
         threads: 512,
-        smem: 228_560,
+        smem: 230_368,
         symbols: ["gemv_f16_ring11k", "gemv_bf16_ring11k"],
     },
 ];
@@ -171,7 +183,7 @@ impl Launch for Gemv {
         }
     }
 
-    /// A ring takes a multiprocessor each, and the rows of `b` in tiles of 8; a block of the portable kernel takes 16.
+    /// A ring takes a multiprocessor each, and the rows of `b` in tiles; a block of the portable kernel takes 16.
     fn geometry(&self, gpu: &GpuInfo) -> Geometry {
         let of_type = |symbols: [&'static str; 2]| match self.a.dtype() {
             DType::F16 => symbols[0],
@@ -184,7 +196,7 @@ impl Launch for Gemv {
             _ => self.n.div_ceil(rows) as u32,
         };
         let (symbol, blocks, threads, smem) = match self.ring(gpu) {
-            Some(ring) => (of_type(ring.symbols), tiles(8).min(gpu.sms), ring.threads, ring.smem),
+            Some(ring) => (of_type(ring.symbols), tiles(ring.tile).min(gpu.sms), ring.threads, ring.smem),
             None => (of_type(STREAM), tiles(16), 256, 0),
         };
         Geometry { symbol, grid: [blocks, 1, 1], block: [threads, 1, 1], smem, cluster: 1, pdl: gpu.sm_90a }
@@ -214,12 +226,15 @@ mod tests {
             let g = op.geometry(&H200);
             (g.symbol, g.grid[0], g.block[0], g.smem, g.pdl)
         };
-        assert_eq!(launch(normed(gemv(12288, 4096, Epilogue::Store))), ("gemv_bf16_ring4k", 132, 544, 224_288, true));
-        assert_eq!(launch(gemv(4096, 11008, Epilogue::AddResidual)), ("gemv_bf16_ring11k", 132, 512, 228_560, true));
+        assert_eq!(launch(normed(gemv(12288, 4096, Epilogue::Store))), ("gemv_bf16_ring4k", 132, 544, 231_424, true));
+        assert_eq!(launch(gemv(3072, 8192, Epilogue::AddResidual)), ("gemv_bf16_ring8k", 132, 544, 230_912, true));
+        assert_eq!(launch(gemv(4096, 11008, Epilogue::AddResidual)), ("gemv_bf16_ring11k", 132, 512, 230_368, true));
         // No block without a row, or a pair, of its own.
         assert_eq!(launch(gemv(17, 64, Epilogue::Store)).1, 3);
         assert_eq!(launch(gemv(18, 64, Epilogue::SwiGlu)).1, 3);
         assert_eq!(launch(gemv(2, 64, Epilogue::SwiGlu)).1, 1);
+        assert_eq!(launch(gemv(17, 8192, Epilogue::Store)).1, 5);
+        assert_eq!(launch(gemv(18, 8192, Epilogue::SwiGlu)).1, 5);
     }
 
     #[test]
@@ -231,7 +246,8 @@ mod tests {
         assert_eq!(symbol(gemv(64, 588, Epilogue::Store), &H200), "gemv_bf16_stream");
         assert_eq!(symbol(gemv(64, 13_824, Epilogue::Store), &H200), "gemv_bf16_stream");
         assert_eq!(symbol(normed(gemv(64, 5120, Epilogue::Store)), &H200), "gemv_bf16_stream");
-        assert_eq!(symbol(gemv(64, 5120, Epilogue::Store), &H200), "gemv_bf16_ring11k");
+        assert_eq!(symbol(gemv(64, 5120, Epilogue::Store), &H200), "gemv_bf16_ring8k");
+        assert_eq!(symbol(gemv(64, 8224, Epilogue::Store), &H200), "gemv_bf16_ring11k");
         let a = Layout::new(Region::Scratch, DType::Bf16).take::<Act>(4097).slice(1..4097);
         assert_eq!(symbol(Gemv { a, ..op }, &H200), "gemv_bf16_stream");
         let ampere = GpuInfo { compute_capability: (8, 0), sm_90a: false, sms: 108, max_smem: 166_912 };

@@ -197,7 +197,7 @@ fn every_kernel_agrees_with_the_reference_on_exact_sums() {
             symbols.extend(agree(&device, &forms, &case, dtype, true));
         }
     };
-    // One of everything; less than a tile, a warp's step, a piece; borders of the rings; no multiple of anything.
+    // One of everything; less than a tile, a group, a warp's step; borders of the rings; no multiple of anything.
     let shapes = [
         (2, 1),
         (2, 8),
@@ -212,9 +212,9 @@ fn every_kernel_agrees_with_the_reference_on_exact_sums() {
         (266, 4096),
         (100, 4128),
         (66, 5120),
-        (50, 5760),
-        (40, 5792),
-        (48, 8192),
+        (50, 5792),
+        (1074, 8192),
+        (30, 8224),
         (34, 11_008),
         (18, 11_520),
         (18, 13_824),
@@ -228,9 +228,9 @@ fn every_kernel_agrees_with_the_reference_on_exact_sums() {
             }
         }
     }
-    // Rows so short that more of them fit the bytes in flight than the ring has slots, and enough of them for every block to
-    // go round the ring more than once.
-    for (n, k) in [(20_000, 288), (8192, 512), (7040, 544), (49_280, 576), (8192, 768), (9728, 896), (8192, 1024)] {
+    // Rows so short that more of them fit the bytes in flight than the ring has slots, and such that fill its slots or its
+    // bytes; and enough of them for every block to go round the ring more than once.
+    for (n, k) in [(70_000, 32), (70_000, 96), (40_000, 288), (49_280, 576), (9728, 896), (8192, 1024)] {
         for m in [1, 7] {
             run(Case { norm: m == 7, ..Case::new(m, n, k, Epilogue::Store) });
         }
@@ -240,7 +240,7 @@ fn every_kernel_agrees_with_the_reference_on_exact_sums() {
         run(Case { norm: true, shift: 3, ..Case::new(m, 334, 128, EPILOGUES[m % 3]) });
     }
     if device.properties().gpu.sm_90a {
-        assert_eq!(symbols.len(), 6, "every kernel has run: {symbols:?}");
+        assert_eq!(symbols.len(), 8, "every kernel has run: {symbols:?}");
     }
 }
 
@@ -273,7 +273,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn a_row_has_the_same_bits_in_any_batch_and_any_run() {
     let Some(device) = gpu::device() else { return };
     for form in forms(&device) {
-        for (k, norm) in [(4096, true), (1096, true), (11_008, false)] {
+        for (k, norm) in [(4096, true), (3072, true), (1096, true), (8192, false), (11_008, false)] {
             let run = |m| {
                 let case = Case { norm, ..Case::new(m, 1000, k, Epilogue::Store) };
                 bits(&Product::new(&case, DType::Bf16, false).found(&device, &form))
@@ -356,19 +356,18 @@ fn dependent_launches_back_to_back_give_the_bits_of_launches_one_by_one() {
 }
 
 #[test]
-fn no_kernel_spills_much() {
+fn no_kernel_spills() {
     let Some(device) = gpu::device() else { return };
     let gpu = device.properties().gpu;
     let module = device.load("gemv", size_of::<GemvParams>()).expect("module");
-    let kernels: &[&str] = if gpu.sm_90a { &["stream", "ring4k", "ring11k"] } else { &["stream"] };
+    let kernels: &[&str] = if gpu.sm_90a { &["stream", "ring4k", "ring8k", "ring11k"] } else { &["stream"] };
     for dtype in DTYPES {
         for kernel in kernels {
             let symbol = format!("gemv_{dtype}_{kernel}");
-            let function = module.function(symbol.leak(), 0).expect("entry point");
+            let function = module.function(symbol.clone().leak(), 0).expect("entry point");
             let (registers, spills) = function.registers_and_spills().expect("attributes");
             println!("gemv_{dtype}_{kernel}: {registers} registers, {spills} bytes of spills");
-            // ring11k keeps 24 of 32 registers' worth of a in 128: one address is spilled.
-            assert!(spills <= if *kernel == "ring11k" { 8 } else { 0 });
+            assert_eq!(spills, 0, "{symbol}");
         }
     }
 }

@@ -29,7 +29,7 @@ const fn normed(what: &'static str, size: [usize; 3], epilogue: Epilogue) -> Pro
 }
 
 /// A column, odd lengths, a half group of gate and up, either side of the borders between kernels.
-const EDGES: [Product; 10] = [
+const EDGES: [Product; 12] = [
     product("one", [1, 1, 1], Store),
     normed("odd", [3, 7, 9], Store),
     normed("step", [8, 9, 32], Store),
@@ -37,7 +37,9 @@ const EDGES: [Product; 10] = [
     Product { wide: true, ..normed("logits", [2, 331, 96], Store) },
     product("residual", [8, 96, 72], AddResidual),
     normed("longest normalised", [2, 24, 4096], SwiGlu),
-    product("two pieces", [5, 20, 5792], AddResidual),
+    product("longer", [5, 21, 4128], AddResidual),
+    product("pairs of long rows", [3, 14, 8192], SwiGlu),
+    product("longer still", [6, 19, 8224], Store),
     product("longest", [2, 18, 11520], Store),
     normed("streamed", [4, 18, 4128], AddResidual),
 ];
