@@ -54,6 +54,9 @@ fn inspect_says_what_pictures_cost_and_where_angles_change() {
         assert!(shown.contains(part), "{shown}");
     }
     assert!(!shown.contains("angles"), "{shown}");
+    for (model, original) in [(PHI, json!(64)), (NEXT, Value::Null)] {
+        assert_eq!(json_of(&["inspect", model])["text"]["original_max_position_embeddings"], original, "{model}");
+    }
     let few = succeed(&["inspect", PHI, "--mm-processor-kwargs", r#"{"num_crops": 4}"#]);
     // A column of 4 tiles: 5 of 4 rows, a separator, 5 lines of 2 ends.
     assert!(few.contains("up to 5 tiles and 31 tokens a picture"), "{few}");

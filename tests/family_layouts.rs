@@ -151,7 +151,7 @@ fn loaded(folder: &str, tensors: &[Stored], shards: usize) -> Result<Vec<(Span, 
 
 #[track_caller]
 fn refused(folder: &str, tensors: &[Stored], parts: &[&str]) {
-    let message = loaded(folder, tensors, 1).err().expect("it must be refused");
+    let message = loaded(folder, tensors, 1).expect_err("it must be refused");
     for part in parts {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
