@@ -1,6 +1,5 @@
 //! LLaVA-NeXT and Phi-3-vision on the command line.
 
-use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -118,6 +117,8 @@ fn run_shows_two_pictures() {
 #[cfg(feature = "server")]
 #[test]
 fn batch_lines_show_two_pictures() {
+    use std::fs;
+
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let pictures = fs::canonicalize("tests/goldens/pictures").unwrap();
