@@ -229,6 +229,7 @@ fn as_json(args: &InspectArgs, report: &Report) -> Value {
             "hidden_size": t.hidden_size, "intermediate_size": t.intermediate_size, "num_hidden_layers": t.num_hidden_layers,
             "num_attention_heads": t.num_attention_heads, "num_key_value_heads": t.num_key_value_heads, "head_dim": t.head_dim,
             "vocab_size": t.vocab_size, "max_position_embeddings": t.max_position_embeddings, "rope_theta": t.rope_theta,
+            "original_max_position_embeddings": t.long_rope.as_ref().map(|long| long.original_max_position_embeddings),
         });
     }
     if args.tensors {

@@ -114,9 +114,9 @@ impl Generation {
         o.finish(&[INERT])?;
         let Some(eos) = own.eos.or(config.eos) else {
             anyhow::bail!(
-                "no end-of-sequence token: {} has no eos_token_id, and config.json has none either; add \
-                 \"eos_token_id\" to {FILE}, or no completion would ever end",
-                if text.is_some() { FILE } else { "generation_config.json is absent" }
+                "no end-of-sequence token: {FILE} {}, and config.json has no eos_token_id; add \"eos_token_id\" to \
+                 {FILE}, or no completion would ever end",
+                if text.is_some() { "has no eos_token_id" } else { "is absent" }
             );
         };
         let generation = Generation { bos: own.bos.or(config.bos), eos, pad: own.pad.or(config.pad), sampling };

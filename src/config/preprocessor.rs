@@ -1,5 +1,7 @@
 //! preprocessor_config.json: how a picture becomes the tower's input.
 
+use std::fmt;
+
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
@@ -84,6 +86,15 @@ pub enum Resize {
         /// In pixels.
         width: usize,
     },
+}
+
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Resize::ShortestEdge(edge) => write!(f, "{{\"shortest_edge\": {edge}}}"),
+            Resize::Exact { height, width } => write!(f, "{{\"height\": {height}, \"width\": {width}}}"),
+        }
+    }
 }
 
 /// `resample`, by Pillow's numbers.
@@ -331,7 +342,7 @@ impl Preprocessor {
             let (height, width) = self.crop_size;
             ensure!(
                 self.crop_size == (side, side) && matches!(self.size, Resize::ShortestEdge(n) if n == side),
-                "{} = {:?} and crop_size = {height}x{width} must both be a tile's {side}x{side} pixels, which \
+                "{} = {} and crop_size = {height}x{width} must both be a tile's {side}x{side} pixels, which \
                  config.json: vision_config.image_size says",
                 o.at("size"),
                 self.size
@@ -353,7 +364,7 @@ impl Preprocessor {
         };
         ensure!(
             self.do_resize && resized,
-            "{} = false, and size = {:?} with do_resize = {} does not make every picture {side}x{side}, which \
+            "{} = false, and size = {} with do_resize = {} does not make every picture {side}x{side}, which \
              config.json: vision_config.image_size asks for",
             o.at("do_center_crop"),
             self.size,

@@ -6,6 +6,8 @@ mod config;
 mod files;
 mod header;
 mod index;
+mod next;
+mod phi3v;
 mod preprocessor;
 mod properties;
 mod wants;
@@ -53,4 +55,19 @@ pub fn fails<T: Debug>(result: anyhow::Result<T>, parts: &[&str]) {
     for part in parts {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
+}
+
+/// `object` with the field at `path`, whose parts have dots between, set to `value`.
+pub fn set(mut object: Value, path: &str, value: Value) -> Value {
+    let place = path.split('.').fold(&mut object, |object, key| &mut object[key]);
+    *place = value;
+    object
+}
+
+/// `object` without the field at `path`.
+pub fn unset(mut object: Value, path: &str) -> Value {
+    let (parents, key) = path.rsplit_once('.').map_or(("", path), |(parents, key)| (parents, key));
+    let parent = parents.split('.').filter(|key| !key.is_empty()).fold(&mut object, |object, key| &mut object[key]);
+    parent.as_object_mut().unwrap().remove(key);
+    object
 }

@@ -1,13 +1,14 @@
 //! Files nobody wrote by hand: nothing panics, and nothing is accepted that the safetensors crate refuses.
 
 use ocelli::config::{Config, Files};
+use ocelli::models;
 use ocelli::weights::header::parse;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use crate::config::{NEW_STYLE, preprocessor};
-use crate::{file, raw};
+use crate::{file, next, phi3v, raw};
 
 /// Whatever is accepted must be, to the crate that defines the format, the same tensors in the same places.
 fn agrees(bytes: &[u8]) -> Result<(), TestCaseError> {
@@ -139,5 +140,32 @@ proptest! {
         let _ = Config::parse(&Files {
             config: config.as_bytes(), generation: None, preprocessor: Some(image.as_bytes()), processor: None,
         });
+    }
+
+    #[test]
+    fn settings_of_tiles_with_any_value_in_any_place_never_panic(
+        is_phi in any::<bool>(), part in 0usize..6, place in any::<prop::sample::Index>(), value in edge(),
+    ) {
+        let (mut config, mut image) =
+            if is_phi { (phi3v::phi(), phi3v::pictures()) } else { (next::mistral(), next::pictures()) };
+        let object = match (part, is_phi) {
+            (0, _) => &mut config,
+            (1, _) => &mut image,
+            (2, true) => &mut config["rope_scaling"],
+            (3, true) => &mut config["img_processor"],
+            (_, true) => &mut config["embd_layer"],
+            (2 | 3, false) => &mut config["text_config"],
+            (_, false) => &mut config["vision_config"],
+        };
+        let fields = object.as_object_mut().unwrap();
+        let key = fields.keys().nth(place.index(fields.len())).unwrap().clone();
+        fields[&key] = value;
+        let (config, image) = (config.to_string(), image.to_string());
+        let files = Files {
+            config: config.as_bytes(), generation: None, preprocessor: Some(image.as_bytes()), processor: None,
+        };
+        // Whatever is accepted can be described without a panic, too.
+        let family = if is_phi { "Phi3VForCausalLM" } else { "LlavaNextForConditionalGeneration" };
+        let _ = (models::find(family, &[]).unwrap().read)(&files);
     }
 }
