@@ -27,6 +27,7 @@ class Answer:
     text: str
     token_ids: list[int]
     min_margin: float
+    prompt_tokens: int
 
 
 class Reference:
@@ -76,4 +77,4 @@ class Reference:
             margin = min(margin, (top.values[0] - top.values[1]).item())
             new.append(top.indices[0].item())
             sequence = torch.cat([sequence, embed(top.indices[:1])])
-        return Answer(self.tokenizer.decode(new, skip_special_tokens=True), new, margin)
+        return Answer(self.tokenizer.decode(new, skip_special_tokens=True), new, margin, len(prompt))

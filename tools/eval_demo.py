@@ -13,33 +13,27 @@ versions may resize in another order) and numpy.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import json
-import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 import transformers
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from demo_examples import LONGEST_NAME, MIN_MARGIN, ROOT, require_committed, slug, steady, write_examples
 from demo_questions import KINDS, Question, ask, summary
 from demo_scene import Scene, encode, sample_scene
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "demo" / "llava-shapes"
 IMAGES = ROOT / "demo" / "images"
 QUESTION_SEED = 7
 # Numbers of held-out scenes: accuracy uses 0.., the example pictures 10_000.., training's progress lines 1_000_000...
 FIRST_EXAMPLE = 10_000
-MIN_MARGIN = 0.5
-NOISE_LEVELS, NOISE_DRAWS = 2, 4
 MAX_NEW_TOKENS = 64
 README_QUESTION = "What is in this picture?"
 # Example pictures of each kind; the first is shapes.jpg, the README's.
@@ -114,24 +108,6 @@ def accuracy(args: argparse.Namespace) -> int:
     return 0 if share >= args.wanted else 1
 
 
-def slug(scene: Scene) -> str:
-    words = summary(scene).lower().replace("the word", "").replace("the number", "")
-    words = re.sub(r"\b(a|an|and)\b", "", words)
-    return "-".join(re.findall(r"[a-z0-9]+", words))
-
-
-def steady(model: Model, picture: Image.Image, question: str, text: str, seed: int) -> bool:
-    """Whether the text stays the same when every channel of every pixel moves by up to NOISE_LEVELS."""
-    rng = np.random.default_rng(seed)
-    pixels = np.asarray(picture, np.int16)
-    for _ in range(NOISE_DRAWS):
-        noise = rng.integers(-NOISE_LEVELS, NOISE_LEVELS, pixels.shape, endpoint=True)
-        moved = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
-        if model.answer(moved, question).text != text:
-            return False
-    return True
-
-
 def examples(readme_scene: int):
     """(scene number, kind, wants PNG) of the example pictures to try, endlessly; the README's comes first."""
     yield readme_scene, "summary", False
@@ -155,13 +131,15 @@ def make_example(models: dict[str, Model], index: int, kind: str, wants_png: boo
         question = Question(kind, README_QUESTION, summary(scene))
     data, suffix = encode(scene)
     name = "shapes.jpg" if first else slug(scene) + suffix
-    if len(data) > MAX_FILE_BYTES or (suffix == ".png") != wants_png or name in taken or len(name) > 60:
+    if len(data) > MAX_FILE_BYTES or (suffix == ".png") != wants_png or name in taken or len(name) > LONGEST_NAME:
         return None
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     answer = models["float32"].answer(picture, question.question)
     if answer.text != question.answer or answer.min_margin < MIN_MARGIN:
         return None
-    if not steady(models["float32"], picture, question.question, answer.text, index):
+    if not steady(
+        lambda moved: models["float32"].answer(moved[0], question.question).text, [picture], answer.text, index
+    ):
         return None
     entry = {
         "file": name,
@@ -181,47 +159,29 @@ def make_example(models: dict[str, Model], index: int, kind: str, wants_png: boo
 
 
 def pictures(args: argparse.Namespace) -> int:
-    if not args.model.resolve().is_relative_to(ROOT):
-        sys.exit(f"{args.model} is outside the repository: example pictures belong to the committed model")
+    require_committed(args.model)
     models = {name: Model(args.model, getattr(torch, name)) for name in ("float32", "float16", "bfloat16")}
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    for old in (*IMAGES.glob("*.jpg"), *IMAGES.glob("*.png")):
-        old.unlink()
     entries: list[dict] = []
+    files: dict[str, bytes] = {}
     candidates = examples(args.readme_scene)
     candidate = next(candidates)
     while True:
-        made = make_example(models, *candidate, first=not entries, taken={entry["file"] for entry in entries})
+        made = make_example(models, *candidate, first=not entries, taken=set(files))
         if made:
             entries.append(made[0])
-            (IMAGES / made[0]["file"]).write_bytes(made[1])
+            files[made[0]["file"]] = made[1]
         elif not entries:
             sys.exit(f"scene {args.readme_scene} is not fit to be the README's picture; choose another --readme-scene")
         try:
             candidate = candidates.send(bool(made))
         except StopIteration:
             break
-    weights = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
-    document = {
+    head = {
         "about": "Held-out pictures, their true answers, and the text transformers generated greedily in float32.",
         "made_by": "tools/eval_demo.py pictures",
-        "model": str(args.model.resolve().relative_to(ROOT)),
-        "model_safetensors_sha256": weights,
-        "versions": {
-            "transformers": transformers.__version__, "torch": torch.__version__, "pillow": PIL.__version__,
-        },
-        "question_seed": QUESTION_SEED,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "min_margin_wanted": MIN_MARGIN,
-        "pixel_noise_levels_survived": NOISE_LEVELS,
-        "items": entries,
     }
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    # One line per token list, not one per token.
-    text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text)
-    (IMAGES / "expected.json").write_text(text + "\n", encoding="utf-8")
-    size = sum(path.stat().st_size for path in IMAGES.iterdir())
-    print(f"{len(entries)} pictures, {size} bytes, smallest margin {min(e['min_margin'] for e in entries)}")
+    settings = {"question_seed": QUESTION_SEED, "max_new_tokens": MAX_NEW_TOKENS}
+    write_examples(IMAGES, args.model, head, settings, entries, files)
     return 0
 
 
