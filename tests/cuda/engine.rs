@@ -47,23 +47,26 @@ struct Suite {
     expected: Vec<Vec<u32>>,
 }
 
-/// Sixteen pictures of the demo, with transformers' whole answers.
-fn demo() -> Suite {
-    let expected: Value = serde_json::from_slice(&fs::read("demo/images/expected.json").unwrap()).unwrap();
+/// Sixteen questions of a demo, with transformers' whole answers.
+fn demo(folder: &str, pictures: &str) -> Suite {
+    let expected: Value = serde_json::from_slice(&fs::read(format!("{pictures}/expected.json")).unwrap()).unwrap();
     let (requests, expected) = expected["items"].as_array().unwrap()[..16]
         .iter()
         .map(|item| {
             let question = item["question"].as_str().unwrap();
+            let files = item["pictures"].as_array().cloned().unwrap_or_else(|| vec![item["file"].clone()]);
+            let file = |file: &Value| Path::new(pictures).join(file.as_str().unwrap()).into();
+            let images: Vec<ImageInput> = files.iter().map(file).collect();
             let request = Request {
-                prompt: Prompt::Chat(vec![Message::with_images(Role::User, 1, question)]),
-                images: vec![Path::new("demo/images").join(item["file"].as_str().unwrap()).into()],
+                prompt: Prompt::Chat(vec![Message::with_images(Role::User, images.len(), question)]),
+                images,
                 sampling: greedy(),
                 ..Request::default()
             };
             (request, serde_json::from_value::<Vec<u32>>(item["token_ids"].clone()).unwrap())
         })
         .unzip();
-    Suite { folder: "demo/llava-shapes".into(), requests, expected }
+    Suite { folder: folder.into(), requests, expected }
 }
 
 /// The cases of a random checkpoint over and over, with transformers' tokens as far as they are decided: where two logits
@@ -104,9 +107,11 @@ fn tiny(folder: &str) -> Suite {
 
 /// Every suite with the types it is held in.
 fn suites() -> Vec<(Suite, Option<DType>)> {
-    let both = [DType::F16, DType::Bf16].map(|dtype| (demo(), Some(dtype)));
+    let llava = || demo("demo/llava-shapes", "demo/images");
+    let both = [DType::F16, DType::Bf16].map(|dtype| (llava(), Some(dtype)));
     let tiny = ["llava-tiny-gqa-f16", "llava-tiny-gqa-bf16"].map(|folder| (tiny(folder), None));
-    both.into_iter().chain(tiny).collect()
+    let pairs = (demo("demo/phi3v-shapes", "demo/pairs"), None);
+    both.into_iter().chain(tiny).chain([pairs]).collect()
 }
 
 impl Suite {
