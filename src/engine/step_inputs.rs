@@ -15,7 +15,7 @@ pub struct SequenceStep<'a> {
     pub ids: &'a [i32],
     /// Tokens that the cache holds already: the position of the first id.
     pub cached: usize,
-    /// Row of the table of rotary angles for position 0: see [`LongRope`](crate::models::LongRope).
+    /// Row of the table of rotary angles for position 0: see [`LongAngles`](crate::models::LongAngles).
     pub first_angle: usize,
     /// Blocks of the sequence, enough for `cached + ids.len()` tokens.
     pub blocks: &'a [i32],

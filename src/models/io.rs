@@ -97,7 +97,7 @@ pub struct StepIo {
     /// `[any]`: what the step before sampled, until this one samples.
     pub sampled: Buf<i32>,
     /// `[tokens]`: row of the table of rotary angles, which is all that it is for: the place in the sequence, behind
-    /// [`LongRope::first_row`](super::LongRope::first_row) in a sequence that has the long angles.
+    /// [`LongAngles::first_row`](super::LongAngles::first_row) in a sequence that has the long angles.
     pub positions: Buf<i32>,
     /// `[tokens]`: slot in the cache, -1 for a row that is only there to fill the batch.
     pub slot_mapping: Buf<i32>,
