@@ -1,17 +1,16 @@
 //! `ocelli batch`: a file of requests to a file of answers.
 
-use std::env;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use clap::builder::FalseyValueParser;
 
+use super::media_args::MediaArgs;
 use super::{EngineArgs, ModelArgs, progress, run, tell};
 use crate::engine::Device;
 use crate::server::batch::{self, BatchOptions, Progress};
-use crate::server::media::{Media, MediaOptions};
+use crate::server::media::Media;
 
 /// The files behind it leave no room for a default.
 const MODEL_HELP: &str = "A directory, or org/name in the local Hugging Face cache";
@@ -39,55 +38,13 @@ pub(crate) struct BatchArgs {
     engine: EngineArgs,
 }
 
-/// What pictures may be fetched.
-#[derive(Args)]
-struct MediaArgs {
-    /// The directory whose files file: URLs may name; without it, none
-    #[arg(long, env = "OCELLI_ALLOWED_LOCAL_MEDIA_PATH", value_name = "DIR")]
-    allowed_local_media_path: Option<PathBuf>,
-    /// The only hosts that http: and https: URLs may name
-    #[arg(long, env = "OCELLI_ALLOWED_MEDIA_DOMAINS", value_name = "HOST,...", value_delimiter = ',')]
-    allowed_media_domains: Vec<String>,
-    /// Let http: and https: URLs reach this machine and its networks
-    #[arg(long, env = "OCELLI_ALLOW_PRIVATE_MEDIA_ADDRESSES", value_parser = FalseyValueParser::new())]
-    allow_private_media_addresses: bool,
-    /// Seconds until a picture must be there; 5 when left out, or what VLLM_IMAGE_FETCH_TIMEOUT says
-    #[arg(long, env = "OCELLI_IMAGE_FETCH_TIMEOUT", value_name = "SECONDS", value_parser = seconds)]
-    image_fetch_timeout: Option<Duration>,
-}
-
-/// A positive number of seconds.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse().ok().filter(|s| *s > 0.0).and_then(|s| Duration::try_from_secs_f64(s).ok());
-    parsed.ok_or_else(|| "write a number of seconds above 0".into())
-}
-
-impl MediaArgs {
-    fn options(&self) -> MediaOptions {
-        let base = MediaOptions::default();
-        let vllms = || env::var("VLLM_IMAGE_FETCH_TIMEOUT").ok().and_then(|text| seconds(&text).ok());
-        MediaOptions {
-            allowed_media_domains: self.allowed_media_domains.clone(),
-            allow_private_addresses: self.allow_private_media_addresses,
-            allowed_local_media_path: self.allowed_local_media_path.clone(),
-            timeout: self.image_fetch_timeout.or_else(vllms).unwrap_or(base.timeout),
-            ..base
-        }
-    }
-}
-
 pub(super) fn run(args: &BatchArgs) -> Result<()> {
     // Before the model is loaded: nobody should wait for a wrong name.
     let media = args.media.options();
     Media::new(media.clone())?;
     batch::check(&args.input, &args.output)?;
     let engine = run::load(&args.model, args.engine.apply(args.model.options(), args.device))?;
-    let mut names = args.served_model_name.clone();
-    if names.is_empty() {
-        names.extend(args.model.model.clone());
-        names.push(engine.model_name().to_owned());
-        names.dedup();
-    }
+    let names = args.model.served_names(&args.served_model_name, &engine);
     let options = BatchOptions { served_model_names: names, media };
     let (bar, start) = (progress::lines(), Instant::now());
     let done = batch::run(&engine, &args.input, &args.output, &options, |p| {

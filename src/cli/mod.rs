@@ -12,9 +12,13 @@ mod image_args;
 mod inspect;
 mod kernels;
 mod locate;
+#[cfg(feature = "server")]
+mod media_args;
 mod plan;
 mod progress;
 mod run;
+#[cfg(feature = "server")]
+mod serve;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -24,6 +28,8 @@ use std::process::ExitCode;
 use clap::builder::FalseyValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "server")]
+use crate::engine::Engine;
 use crate::engine::{Device, LoadFormat, MAX_KV_BLOCKS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Options};
 use crate::mem::DType;
 use image_args::ImageArgs;
@@ -43,6 +49,9 @@ enum Command {
     /// Answer a file of requests into a file of answers; start it again to go on after a kill
     #[cfg(feature = "server")]
     Batch(Box<batch::BatchArgs>),
+    /// Answer OpenAI's chat completions over HTTP
+    #[cfg(feature = "server")]
+    Serve(Box<serve::ServeArgs>),
     /// Measure what a user waits for
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -101,6 +110,18 @@ enum DTypeArg {
 impl ModelArgs {
     fn directory(&self) -> anyhow::Result<PathBuf> {
         locate::model(self.model.as_deref())
+    }
+
+    /// Names that requests may have for the model: those that were `given`, or what it is called.
+    #[cfg(feature = "server")]
+    fn served_names(&self, given: &[String], engine: &Engine) -> Vec<String> {
+        let mut names = given.to_vec();
+        if names.is_empty() {
+            names.extend(self.model.clone());
+            names.push(engine.model_name().to_owned());
+            names.dedup();
+        }
+        names
     }
 
     fn options(&self) -> Options {
@@ -170,6 +191,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "server")]
         Command::Batch(args) => batch::run(&args),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(&args),
         Command::Bench(command) => bench::run(&command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),

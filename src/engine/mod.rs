@@ -261,6 +261,15 @@ impl Engine {
         outputs
     }
 
+    /// Whether requests can be answered.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if the device is lost or the engine's thread has ended.
+    pub fn alive(&self) -> Result<()> {
+        self.shared().alive()?;
+        if self.thread.handle.as_ref().is_some_and(JoinHandle::is_finished) { Err(stream::gone()) } else { Ok(()) }
+    }
+
     /// How things stood after the last step.
     pub fn stats(&self) -> Stats {
         *self.shared().stats.lock().unwrap_or_else(PoisonError::into_inner)
@@ -283,6 +292,11 @@ impl Engine {
     /// Name of the checkpoint's directory.
     pub fn model_name(&self) -> &str {
         &self.shared().checkpoint.name
+    }
+
+    /// Longest sequence in tokens, prompt and answer together.
+    pub fn max_model_len(&self) -> usize {
+        self.shared().checkpoint.max_model_len
     }
 
     /// Pictures that a prompt may hold.

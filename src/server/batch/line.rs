@@ -6,14 +6,12 @@ use serde_json::{Value, json};
 
 use super::MAX_LINE_BYTES;
 use crate::engine::Output;
-use crate::server::openai::{ApiError, clipped, unique_id};
+use crate::server::openai::{ApiError, MAX_VALUES, clipped, unique_id, values};
 
 /// The one kind of request.
 const URL: &str = "/v1/chat/completions";
 /// Longest `custom_id`, in bytes.
 const MAX_CUSTOM_ID: usize = 512;
-/// Most values of a line, which take some 100 bytes each when they are read.
-const MAX_VALUES: usize = 100_000;
 /// How every line of the output begins; the number of the input's line follows.
 pub(super) const BEGINNING: &str = "{\"id\":\"batch_req_";
 
@@ -56,22 +54,6 @@ struct Envelope {
     method: Option<Value>,
     url: Option<Value>,
     body: Option<Box<RawValue>>,
-}
-
-/// Values of a line of JSON, or a few more: each but the first of its list or object stands behind a comma, and that one
-/// behind a bracket. Read, every one of them takes many times the bytes that it takes in the line.
-fn values(line: &[u8]) -> usize {
-    let (mut values, mut quoted, mut escaped) = (1, false, false);
-    for &byte in line {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = quoted,
-            b'"' => quoted = !quoted,
-            b',' | b'[' | b'{' if !quoted => values += 1,
-            _ => {}
-        }
-    }
-    values
 }
 
 impl Asked {

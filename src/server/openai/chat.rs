@@ -24,6 +24,8 @@ pub struct ChatRequest {
     pub report: Report,
     /// Whether the answer comes piece by piece.
     pub stream: bool,
+    /// Whether the last piece is followed by what the request took.
+    pub include_usage: bool,
     /// Requests share cached prompts with those of the same salt alone.
     pub cache_salt: Option<String>,
     /// Options of the picture processor.
@@ -95,13 +97,19 @@ impl ChatRequest {
             prompt_logprobs: sampling.prompt_logprobs.is_some(),
             token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
         };
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let include_usage = stream_options(&mut fields, stream)?;
+        if stream && report.prompt_logprobs {
+            return Err(invalid("prompt_logprobs", "prompt_logprobs are not streamed; leave out stream".into()));
+        }
         Ok(ChatRequest {
             model: fields.text("model")?.filter(|name| !name.is_empty()),
             messages,
             images,
             sampling,
             report,
-            stream: fields.flag("stream")?.unwrap_or(false),
+            stream,
+            include_usage,
             cache_salt,
             mm_processor_kwargs: fields.read("mm_processor_kwargs", "an object", kwargs)?.unwrap_or_default(),
         })
@@ -117,6 +125,17 @@ impl ChatRequest {
             mm_processor_kwargs: self.mm_processor_kwargs,
         }
     }
+}
+
+/// Whether usage is wanted. There are options only where there is a stream.
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    let Some(options) = fields.take("stream_options") else { return Ok(false) };
+    if !stream {
+        return Err(invalid("stream_options", "stream_options is set and stream is not true; set it".into()));
+    }
+    let mut options = Fields::new("stream_options", options)?;
+    options.only("continuous_usage_stats", &Value::Bool(false))?;
+    Ok(options.flag("include_usage")?.unwrap_or(false))
 }
 
 fn kwargs(value: &Value) -> Option<ProcessorKwargs> {

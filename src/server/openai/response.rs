@@ -34,7 +34,7 @@ pub fn chat_completion(
     Ok(json!({
         "id": id,
         "object": "chat.completion",
-        "created": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        "created": now(),
         "model": model,
         "choices": choices,
         "service_tier": null,
@@ -45,8 +45,13 @@ pub fn chat_completion(
     }))
 }
 
+/// Seconds since 1970.
+pub(in crate::server) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
 /// Tokens read and written. Those of pictures count as they were expanded.
-fn usage(output: &Output) -> Value {
+pub(super) fn usage(output: &Output) -> Value {
     let prompt = output.prompt_token_ids.len();
     let completion: usize = output.outputs.iter().map(|o| o.token_ids.len()).sum();
     json!({
@@ -65,24 +70,32 @@ fn choice(tokenizer: &Tokenizer, report: Report, completion: &Completion) -> any
         "index": completion.index,
         "message": { "role": "assistant", "content": completion.text, "refusal": null },
         "logprobs": if report.logprobs { logprobs(tokenizer, completion)? } else { Value::Null },
-        "finish_reason": match completion.finish_reason {
-            FinishReason::Cancelled => "abort",
-            other => other.name(),
-        },
+        "finish_reason": finish_reason(completion),
         "stop_reason": completion.stop_reason,
         "token_ids": report.token_ids.then_some(&completion.token_ids),
     }))
 }
 
+/// Why an answer ended, in the words of the interface.
+pub(super) fn finish_reason(completion: &Completion) -> &'static str {
+    match completion.finish_reason {
+        FinishReason::Cancelled => "abort",
+        other => other.name(),
+    }
+}
+
 fn logprobs(tokenizer: &Tokenizer, completion: &Completion) -> anyhow::Result<Value> {
     let tokens = completion.token_ids.iter().zip(&completion.logprobs).zip(&completion.top_logprobs);
-    let content = tokens.map(|((&id, &logprob), top)| {
-        let mut entry = logprob_of(tokenizer, id, logprob)?;
-        let top = top.iter().map(|&(id, l)| logprob_of(tokenizer, id, l)).collect::<anyhow::Result<Vec<_>>>()?;
-        entry["top_logprobs"] = top.into();
-        Ok(entry)
-    });
+    let content = tokens.map(|((&id, &logprob), top)| logprob_entry(tokenizer, id, logprob, top));
     Ok(json!({ "content": content.collect::<anyhow::Result<Vec<_>>>()? }))
+}
+
+/// A token of an answer with its log-probability, and the most likely ones at its place with theirs.
+pub(super) fn logprob_entry(tokenizer: &Tokenizer, id: u32, logprob: f32, top: &[(u32, f32)]) -> anyhow::Result<Value> {
+    let mut entry = logprob_of(tokenizer, id, logprob)?;
+    let top = top.iter().map(|&(id, l)| logprob_of(tokenizer, id, l)).collect::<anyhow::Result<Vec<_>>>()?;
+    entry["top_logprobs"] = top.into();
+    Ok(entry)
 }
 
 fn logprob_of(tokenizer: &Tokenizer, id: u32, logprob: f32) -> anyhow::Result<Value> {

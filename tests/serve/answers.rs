@@ -1,0 +1,120 @@
+//! Answers are those of the engine, whole or in pieces, alone or beside others.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::thread;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ocelli::engine::{Engine, Options, Prompt, Request, Sampling};
+use ocelli::text::{Message, Part, Role};
+use serde_json::{Value, json};
+
+use super::client::get;
+use super::process::Server;
+use super::{MODEL, body, chat, picture, with};
+
+/// The texts of the chunks of one answer.
+fn text(events: &[Value], index: u64) -> String {
+    let choices = events.iter().flat_map(|event| event["choices"].as_array().unwrap());
+    choices.filter(|c| c["index"] == index).filter_map(|c| c["delta"]["content"].as_str()).collect()
+}
+
+#[test]
+fn whole_and_in_pieces_it_is_what_the_engine_says() {
+    let server = Server::start(&[]);
+    let names = ["wide.png", "tall.png"];
+    let url = |name: &&str| {
+        let data = BASE64_STANDARD.encode(picture(name));
+        json!({ "type": "image_url", "image_url": { "url": format!("data:image/png;base64,{data}") } })
+    };
+    let parts: Vec<_> = names.iter().map(url).chain([json!({ "type": "text", "text": "compare" })]).collect();
+    let asked = with(body("", 12), json!({ "messages": [{ "role": "user", "content": parts }] }));
+
+    let engine = Engine::open(Path::new(MODEL), &Options::default(), |_, _| ()).unwrap();
+    let message = Message { role: Role::User, parts: vec![Part::Image, Part::Image, Part::Text("compare".into())] };
+    let sampling =
+        Sampling { temperature: 0.8, seed: Some(5), max_tokens: Some(12), ignore_eos: true, ..Sampling::default() };
+    let request = Request {
+        prompt: Prompt::Chat(vec![message]),
+        images: names.iter().map(|name| picture(name).into()).collect(),
+        sampling,
+        ..Request::default()
+    };
+    let expected = engine.answer(&request, |_| ControlFlow::Continue(())).unwrap();
+
+    let whole = chat(&server, &asked);
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    assert_eq!(whole["choices"][0]["message"]["content"], expected.outputs[0].text);
+    assert_eq!(whole["usage"]["prompt_tokens"], expected.prompt_token_ids.len());
+    assert_eq!((&whole["object"], &whole["model"]), (&json!("chat.completion"), &json!(MODEL)));
+
+    let streamed = with(asked, json!({ "stream": true, "stream_options": { "include_usage": true } }));
+    let events = chat(&server, &streamed).events();
+    assert_eq!(text(&events, 0), expected.outputs[0].text);
+    assert_eq!(events[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
+    let [.., last, usage] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    assert_eq!((&usage["choices"], &usage["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+    assert!(events.iter().all(|e| e["object"] == "chat.completion.chunk" && e["id"] == events[0]["id"]));
+}
+
+#[test]
+fn several_answers_and_their_logprobs_are_streamed_as_they_are_whole() {
+    let server = Server::start(&[]);
+    let asked = with(body("hello", 6), json!({ "n": 3, "logprobs": true, "top_logprobs": 2 }));
+    let whole = chat(&server, &asked).json();
+    let events = chat(&server, &with(asked, json!({ "stream": true }))).events();
+    for index in 0..3 {
+        let expected = &whole["choices"][index];
+        assert_eq!(text(&events, index as u64), expected["message"]["content"]);
+        let choices: Vec<_> = events.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == index).collect();
+        let logprobs = choices.iter().filter_map(|c| c["logprobs"]["content"].as_array()).flatten();
+        assert_eq!(
+            logprobs.collect::<Vec<_>>(),
+            expected["logprobs"]["content"].as_array().unwrap().iter().collect::<Vec<_>>()
+        );
+        assert_eq!(choices.iter().filter(|c| !c["finish_reason"].is_null()).count(), 1);
+    }
+}
+
+#[test]
+fn many_clients_get_each_its_own_answer() {
+    let server = Server::start(&[]);
+    let ask = |i: usize| {
+        let asked = with(body(&format!("tell me of {i}"), 8), json!({ "stream": i.is_multiple_of(2) }));
+        let reply = chat(&server, &asked);
+        if i.is_multiple_of(2) {
+            text(&reply.events(), 0)
+        } else {
+            reply.json()["choices"][0]["message"]["content"].as_str().unwrap().into()
+        }
+    };
+    let together: Vec<String> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..32).map(|i| scope.spawn(move || ask(i))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let alone: Vec<String> = (0..32).map(ask).collect();
+    assert_eq!(together, alone);
+    assert_eq!((server.metric("request_success_total"), server.metric("num_requests_in_server")), (64.0, 0.0));
+}
+
+#[test]
+fn there_is_a_word_on_everything() {
+    let server = Server::start(&["--served-model-name", "tiny,small"]);
+    for path in ["/health", "/ready", "/ping"] {
+        let reply = get(server.port, path);
+        assert_eq!((reply.status, reply.body.as_str()), (200, ""), "{path}");
+    }
+    assert_eq!(get(server.port, "/version").json(), json!({ "version": env!("CARGO_PKG_VERSION") }));
+    assert_eq!(get(server.port, "/load").json(), json!({ "server_load": 0 }));
+    let models = get(server.port, "/v1/models").json();
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().filter_map(|card| card["id"].as_str()).collect();
+    assert_eq!((ids, &models["object"]), (vec!["tiny", "small"], &json!("list")));
+    assert!(models["data"][0]["max_model_len"].as_u64().is_some_and(|n| n > 0));
+    assert_eq!(chat(&server, &with(body("hello", 2), json!({ "model": "small" }))).json()["model"], "small");
+    let metrics = get(server.port, "/metrics").body;
+    assert!(metrics.contains("ocelli:generation_tokens_total{model_name=\"tiny\"} 2\n"), "{metrics}");
+    assert!(metrics.contains("ocelli:http_requests_total{model_name=\"tiny\",status=\"200\"} 7\n"), "{metrics}");
+}
