@@ -47,10 +47,10 @@ struct Suite {
     expected: Vec<Vec<u32>>,
 }
 
-/// Sixteen questions of a demo, with transformers' whole answers.
-fn demo(folder: &str, pictures: &str) -> Suite {
+/// The first questions of a demo, with transformers' whole answers.
+fn demo(folder: &str, pictures: &str, questions: usize) -> Suite {
     let expected: Value = serde_json::from_slice(&fs::read(format!("{pictures}/expected.json")).unwrap()).unwrap();
-    let (requests, expected) = expected["items"].as_array().unwrap()[..16]
+    let (requests, expected) = expected["items"].as_array().unwrap()[..questions]
         .iter()
         .map(|item| {
             let question = item["question"].as_str().unwrap();
@@ -107,10 +107,10 @@ fn tiny(folder: &str) -> Suite {
 
 /// Every suite with the types it is held in.
 fn suites() -> Vec<(Suite, Option<DType>)> {
-    let llava = || demo("demo/llava-shapes", "demo/images");
+    let llava = || demo("demo/llava-shapes", "demo/images", 16);
     let both = [DType::F16, DType::Bf16].map(|dtype| (llava(), Some(dtype)));
     let tiny = ["llava-tiny-gqa-f16", "llava-tiny-gqa-bf16"].map(|folder| (tiny(folder), None));
-    let pairs = (demo("demo/phi3v-shapes", "demo/pairs"), None);
+    let pairs = (demo("demo/phi3v-shapes", "demo/pairs", 16), None);
     both.into_iter().chain(tiny).chain([pairs]).collect()
 }
 
@@ -356,6 +356,23 @@ fn the_family_answers_as_transformers_does() {
                     suite.hold(i, &output.unwrap(), how);
                 }
                 assert_eq!(engine.stats().scheduler.rope_switches > 0, folder.starts_with("phi"));
+            }
+        }
+    }
+}
+
+/// All that was asked of the demos under transformers.
+#[test]
+fn both_demos_answer_all_forty_questions() {
+    if gpu::device().is_none() {
+        return;
+    }
+    for (folder, pictures) in [("demo/llava-shapes", "demo/images"), ("demo/phi3v-shapes", "demo/pairs")] {
+        let suite = demo(folder, pictures, 40);
+        for dtype in [DType::F16, DType::Bf16] {
+            let engine = suite.open(Options { max_num_seqs: Some(16), ..plain(Some(dtype)) });
+            for (i, output) in engine.generate(&suite.requests).into_iter().enumerate() {
+                suite.hold(i, &output.unwrap(), "all at once");
             }
         }
     }
