@@ -14,7 +14,7 @@ use std::path::Path;
 use std::{env, fs, process};
 
 use anyhow::{Context, Result, bail, ensure};
-use ocelli::config::{Config, Family, Files, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs};
+use ocelli::config::{Config, Family, Files, LLAVA, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs};
 use ocelli::engine::{Engine, Prompt, Request, Sampling};
 use ocelli::image::{ClipProcessor, Rgb};
 use ocelli::mem::{DType, Layout, Region};
@@ -44,7 +44,7 @@ struct Settings {
 
 impl Settings {
     fn read(files: &Files<'_>) -> Result<Settings> {
-        let config = Config::parse_as(files, "LlavaForConditionalGeneration", &[])?;
+        let config = Config::parse_as(files, LLAVA, &[])?;
         let (Family::Llava(llava), Pictures::Clip(preprocessor)) = (config.model.family, config.pictures) else {
             bail!("config.json is not of a LLaVA model");
         };

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::clip::ClipConfig;
 use super::json;
 use super::object::{Nulls, Object, size};
-use super::preprocessor::{ProcessorKwargs, RGB, rgb};
+use super::preprocessor::{CLIP_MEAN, CLIP_STD, ProcessorKwargs, RGB, rgb};
 
 /// How Phi-3-vision's processor cuts and normalises pictures.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,10 +32,8 @@ impl HdConfig {
         o.only("num_img_tokens", vision.patches() / 4)?;
         let config = HdConfig {
             num_crops: crops(o)?.unwrap_or(1),
-            mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or([0.48145466, 0.4578275, 0.40821073]),
-            std: o
-                .read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x as f32 > 0.0))?
-                .unwrap_or([0.26862954, 0.26130258, 0.27577711]),
+            mean: o.read("image_mean", RGB, |v| rgb(v, |_| true))?.unwrap_or(CLIP_MEAN),
+            std: o.read("image_std", format!("{RGB}, none 0"), |v| rgb(v, |x| x as f32 > 0.0))?.unwrap_or(CLIP_STD),
         };
         o.finish(&[INERT])?;
         Ok(config)

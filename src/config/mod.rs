@@ -29,7 +29,7 @@ pub use hd::HdConfig;
 pub use llama::{LlamaConfig, LongRope};
 pub use llava::{LlavaConfig, Select};
 use model::Alias;
-pub use model::{Activation, Family, ModelConfig, architecture, float_dtype};
+pub use model::{Activation, Family, LLAVA, LLAVA_NEXT, ModelConfig, PHI3_V, architecture, float_dtype};
 pub use phi3v::Phi3VConfig;
 pub use preprocessor::{Pictures, Preprocessor, ProcessorKwargs, Resample, Resize};
 

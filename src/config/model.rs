@@ -71,9 +71,12 @@ const FAMILIES: &[(&str, &str, Reader)] = &[
     }),
 ];
 
-const LLAVA: &str = "LlavaForConditionalGeneration";
-const LLAVA_NEXT: &str = "LlavaNextForConditionalGeneration";
-const PHI3_V: &str = "Phi3VForCausalLM";
+/// `architectures[0]` of LLaVA-1.5.
+pub const LLAVA: &str = "LlavaForConditionalGeneration";
+/// `architectures[0]` of LLaVA-NeXT.
+pub const LLAVA_NEXT: &str = "LlavaNextForConditionalGeneration";
+/// `architectures[0]` of Phi-3-vision and Phi-3.5-vision.
+pub const PHI3_V: &str = "Phi3VForCausalLM";
 
 const FILE: &str = "config.json";
 

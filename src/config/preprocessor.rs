@@ -152,6 +152,10 @@ const PROCESSOR: &str = "processor_config.json";
 /// Largest side of a resized or cropped picture.
 const MAX_SIDE: usize = 4096;
 
+/// Of CLIP's training pictures: red, green and blue, between 0 and 1.
+pub(super) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+pub(super) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
 /// What a file does not say: the defaults of transformers' CLIPImageProcessor, with the means and deviations of CLIP's
 /// training pictures.
 const CLIP: Preprocessor = Preprocessor {
@@ -165,8 +169,8 @@ const CLIP: Preprocessor = Preprocessor {
     do_rescale: true,
     rescale_factor: 1.0 / 255.0,
     do_normalize: true,
-    mean: [0.48145466, 0.4578275, 0.40821073],
-    std: [0.26862954, 0.26130258, 0.27577711],
+    mean: CLIP_MEAN,
+    std: CLIP_STD,
     of_tiles: false,
     may_pad: false,
 };

@@ -11,7 +11,9 @@ use super::processor::{AnyresTiles, OneTile, clip_processor, filter};
 use super::registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, Registration};
 use super::vision::{Projector, Tower};
 use super::{ImageInputType, ImageTokens, Processor, Vlm, unused};
-use crate::config::{Config, Family, Files, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs, Select};
+use crate::config::{
+    Config, Family, Files, LLAVA, LLAVA_NEXT, LlavaConfig, Pictures, Preprocessor, ProcessorKwargs, Select,
+};
 use crate::image::{Anyres, Rgb};
 use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::PagedKv;
@@ -20,12 +22,10 @@ use crate::text::Builtin;
 use crate::weights::canonical_llava;
 
 pub(super) const REGISTRATION: Registration =
-    Registration { architecture: "LlavaForConditionalGeneration", read: |files| Ok(Box::new(Settings::read(files)?)) };
+    Registration { architecture: LLAVA, read: |files| Ok(Box::new(Settings::read(files)?)) };
 
-pub(super) const NEXT: Registration = Registration {
-    architecture: "LlavaNextForConditionalGeneration",
-    read: |files| Ok(Box::new(Settings::read(files)?)),
-};
+pub(super) const NEXT: Registration =
+    Registration { architecture: LLAVA_NEXT, read: |files| Ok(Box::new(Settings::read(files)?)) };
 
 /// What a checkpoint says.
 struct Settings {

@@ -10,7 +10,7 @@ use super::processor::HdTiles;
 use super::registry::{Architecture, Facts, ImageToken, Parts, PictureFacts, Registration};
 use super::vision::{Projector, Tower};
 use super::{ImageInputType, ImageTokens, LongAngles, Processor, Vlm, unused};
-use crate::config::{Activation, Config, Family, Files, HdConfig, Phi3VConfig, Pictures, ProcessorKwargs};
+use crate::config::{Activation, Config, Family, Files, HdConfig, PHI3_V, Phi3VConfig, Pictures, ProcessorKwargs};
 use crate::image::{Hd, Rgb, hd::MAX_CROPS};
 use crate::mem::{Act, Buf, DType, Layout, Region};
 use crate::ops::PagedKv;
@@ -19,7 +19,7 @@ use crate::text::Builtin;
 use crate::weights::canonical_phi3v;
 
 pub(super) const REGISTRATION: Registration =
-    Registration { architecture: "Phi3VForCausalLM", read: |files| Ok(Box::new(Settings::read(files)?)) };
+    Registration { architecture: PHI3_V, read: |files| Ok(Box::new(Settings::read(files)?)) };
 
 /// The embedding's other name: files may have either, or both.
 const WTE: &str = "language_model.wte.weight";
