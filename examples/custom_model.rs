@@ -148,8 +148,7 @@ impl Fovea {
     }
 
     fn step(&self, plan: &mut Plan, scratch: &mut Layout, shape: StepShape) {
-        let io = self.areas.io.packed(shape);
-        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, self.areas.image_rows, &io, shape));
+        self.llama.step(plan, scratch, &self.cache, &self.areas, shape);
     }
 }
 

@@ -1,19 +1,20 @@
 //! LLaVA-NeXT and Phi-3-vision behind an engine, on tiny random checkpoints: whatever runs beside a request, whatever is
 //! cached and however prompts are cut, its answer has the same bits; what cannot be right is one clear error.
 
+mod settled;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use ocelli::Error;
 use ocelli::config::{ProcessorKwargs, processor_kwargs};
 use ocelli::engine::{
-    Engine, FinishReason, ImageArray, ImageInput, ImageInputType, Options, Output, Prompt, Request, Sampling, Stats,
+    Engine, FinishReason, ImageArray, ImageInput, ImageInputType, Options, Output, Prompt, Request, Sampling,
 };
 use ocelli::image::Rgb;
 use ocelli::mem::{DType, Source};
 use ocelli::text::{Message, Role};
+use settled::settled;
 
 const NEXT: &str = "next-tiny-mistral";
 const PHI3: &str = "phi3-tiny";
@@ -83,19 +84,6 @@ fn bits(output: &Output) -> (Vec<u32>, Vec<u32>, String, Vec<u32>) {
     let answer = &output.outputs[0];
     let logprobs = answer.logprobs.iter().map(|l| l.to_bits()).collect();
     (answer.token_ids.clone(), logprobs, answer.logits_hash.clone(), output.prompt_token_ids.clone())
-}
-
-/// Counters once the engine has nothing to do.
-fn settled(engine: &Engine) -> Stats {
-    let start = Instant::now();
-    loop {
-        let stats = engine.stats();
-        if stats.running == 0 && stats.waiting == 0 && stats.blocks.used == 0 {
-            return stats;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "still at work: {stats:?}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn kwargs(json: &str) -> ProcessorKwargs {

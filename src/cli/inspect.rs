@@ -7,14 +7,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ModelArgs, human_bytes};
-use crate::engine::{Checkpoint, MAX_NUM_SEQS, available_memory};
+use crate::engine::{Checkpoint, GPU_STEP_TOKENS, MAX_NUM_SEQS, available_memory};
 use crate::mem::Region;
 use crate::models::{ImageInputType, ImageTokens, Limits, Parts, Vlm};
 use crate::ops::KV_BLOCK;
 use crate::weights::Weights;
-
-/// Tokens of a step, as an engine on a GPU plans them.
-const STEP_TOKENS: usize = 8192;
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
@@ -74,7 +71,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let model = checkpoint.build(Limits {
         max_model_len: checkpoint.max_model_len,
         max_num_seqs: seqs,
-        max_num_batched_tokens: checkpoint.max_model_len.min(STEP_TOKENS).max(seqs),
+        max_num_batched_tokens: checkpoint.max_model_len.min(GPU_STEP_TOKENS).max(seqs),
         max_logit_rows: seqs,
         max_tiles: if checkpoint.max_images > 0 { checkpoint.facts().pictures.max_tiles } else { 0 },
         kept_tiles: 0,

@@ -7,6 +7,8 @@ use crate::models::{Limits, Vlm};
 use crate::ops::KV_BLOCK;
 use crate::{Error, Result};
 
+/// Tokens of a step on a GPU, unless the options say otherwise.
+pub const GPU_STEP_TOKENS: usize = 8192;
 /// Most tiles that are encoded together: more of them fill no GPU any better, and cost activations.
 const MAX_TILES: usize = 16;
 /// Rows of logits of a step beyond one for every sequence: a prompt whose log-probabilities are asked for is read in steps
@@ -84,7 +86,7 @@ pub(super) fn limits(checkpoint: &Checkpoint, options: &Options, device: Device)
     let len = checkpoint.max_model_len;
     let seqs = options.max_num_seqs.unwrap_or(if on_gpu { 256 } else { 16 });
     // A step never has more tokens than all sequences together.
-    let usual = if on_gpu { 8192 } else { 2048 };
+    let usual = if on_gpu { GPU_STEP_TOKENS } else { 2048 };
     let tokens = options.max_num_batched_tokens.unwrap_or_else(|| usual.min(seqs.saturating_mul(len)).max(seqs));
     let picture = checkpoint.facts().pictures;
     // As many pictures as a step may bring; a single one must fit in any case.

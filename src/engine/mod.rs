@@ -66,7 +66,7 @@ pub use checkpoint::Checkpoint;
 pub use encoder_cache::{Acquired, CacheCounts, EncoderCache, PictureKey};
 pub use image_array::ImageArray;
 pub use image_input::ImageInput;
-pub use memory::Memory;
+pub use memory::{GPU_STEP_TOKENS, Memory};
 pub use options::{
     Device, LoadFormat, MAX_IMAGES, MAX_KV_BLOCKS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Options, available_memory,
 };

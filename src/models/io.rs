@@ -199,7 +199,7 @@ impl StepArea {
     }
 
     /// [`StepArea::step`] for a plan, which may be built to be looked at, for a shape that no region was sized for.
-    pub fn packed(&self, shape: StepShape) -> StepIo {
+    pub(super) fn packed(&self, shape: StepShape) -> StepIo {
         let seqs = shape.decode + shape.prefill_seqs;
         self.take(&mut self.inputs.clone(), shape.tokens(), seqs, shape.logit_rows)
     }

@@ -2,6 +2,7 @@
 //! and in the rotary angles.
 
 use super::LongAngles;
+use super::areas::Areas;
 use super::io::{StepIo, StepShape};
 use super::load::Loader;
 use crate::config::LlamaConfig;
@@ -90,8 +91,14 @@ impl Llama {
         (0..self.blocks.len()).map(|_| PagedKv { k: kv.take(len), v: kv.take(len), kv_heads, head_dim }).collect()
     }
 
+    /// One step over the buffers of a model, under the label `llm`.
+    pub fn step(&self, plan: &mut Plan, scratch: &mut Layout, cache: &[PagedKv], areas: &Areas, shape: StepShape) {
+        let io = areas.io.packed(shape);
+        plan.scope("llm", |p| self.forward(p, scratch, cache, areas.image_rows, &io, shape));
+    }
+
     /// One step: embed, run the layers, compute the logits of the wanted rows, and sample.
-    pub fn forward(
+    fn forward(
         &self,
         plan: &mut Plan,
         scratch: &mut Layout,

@@ -189,8 +189,7 @@ impl Phi3V {
     }
 
     fn step(&self, plan: &mut Plan, scratch: &mut Layout, shape: StepShape) {
-        let (areas, io) = (&self.areas, self.areas.io.packed(shape));
-        plan.scope("llm", |p| self.llama.forward(p, scratch, &self.cache, areas.image_rows, &io, shape));
+        self.llama.step(plan, scratch, &self.cache, &self.areas, shape);
     }
 }
 
