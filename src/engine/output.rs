@@ -86,6 +86,8 @@ pub struct Completion {
 pub struct Timings {
     /// Loading the model, before the request.
     pub load_ms: f64,
+    /// Waiting for its turn.
+    pub queue_ms: f64,
     /// Before the device has anything to do: decoding the pictures, tokenising.
     pub prepare_ms: f64,
     /// From there to the first token: waiting for its turn, vision tower, projector, the prompt's steps.

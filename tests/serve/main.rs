@@ -4,6 +4,7 @@
 mod answers;
 mod client;
 mod end;
+mod guards;
 mod limits;
 mod process;
 

@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::anyhow;
 use axum::Json;
@@ -9,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use tokio::task::spawn_blocking;
 
 use super::app::App;
+use super::body::Json as JsonBody;
 use super::failure::Failure;
+use super::observed::Observed;
 use super::{body, events};
 use crate::Error;
 use crate::engine::Stream;
@@ -26,9 +29,13 @@ struct Asked {
 }
 
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
+    let start = Instant::now();
+    // Before anybody waits for a long body.
+    app.has_place()?;
+    let body = body::json(&app, request).await?;
     let place = app.enter()?;
-    let body = body::json(request, app.options.max_body_bytes).await?;
-    let Asked { mut answer, model, report, n, stream, include_usage } = load(&app, body).await?;
+    let Asked { answer, model, report, n, stream, include_usage } = load(&app, body).await?;
+    let mut answer = Observed::new(app.clone(), answer, n, start);
     let id = unique_id("chatcmpl-");
     if stream {
         return events::answer(app, answer, Chunks::new(id, model, report, n), include_usage, place).await;
@@ -40,14 +47,14 @@ pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> R
 }
 
 /// Read the request, fetch and decode its pictures, and ask the engine: on a thread of its own, of which there are a few.
-async fn load(app: &Arc<App>, body: String) -> Result<Asked, Failure> {
+async fn load(app: &Arc<App>, body: JsonBody) -> Result<Asked, Failure> {
     let failed = || app.failure(&Error::Model(anyhow!("reading the request failed")));
     let permit = app.loaders.clone().acquire_owned().await.map_err(|_| failed())?;
     let own = app.clone();
     let asked = spawn_blocking(move || {
         // Not before the work is done: whoever waits for it may be gone earlier.
         let _permit = permit;
-        ask(&own, &body)
+        ask(&own, &body.text)
     });
     Ok(asked.await.map_err(|_| failed())??)
 }

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -12,18 +11,17 @@ use hyper::body::Frame;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::app::App;
 use super::failure::Failure;
+use super::observed::Observed;
 use crate::Error;
-use crate::engine::{Event, Stream};
+use crate::engine::Event;
 use crate::server::openai::Chunks;
 
 /// Events that a client may be behind.
 const BEHIND: usize = 64;
-/// How long a client that is so far behind may read nothing.
-const STALL: Duration = Duration::from_secs(30);
 /// The end of every stream.
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
@@ -65,7 +63,7 @@ impl HttpBody for Events {
 /// Answer with events. What fails before the first of them is an error of its own status.
 pub(super) async fn answer(
     app: Arc<App>,
-    mut stream: Stream,
+    mut stream: Observed,
     chunks: Chunks,
     include_usage: bool,
     place: OwnedSemaphorePermit,
@@ -75,11 +73,12 @@ pub(super) async fn answer(
         first => first,
     };
     let (sender, receiver) = channel(BEHIND);
-    tokio::spawn(async move {
+    let writer = async move {
         // Kept as long as the request is.
         let _place = place;
         write(&app, stream, first, chunks, include_usage, &sender).await;
-    });
+    };
+    tokio::spawn(writer.in_current_span());
     let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-cache")];
     Ok((headers, Body::new(Events { receiver, done: false })).into_response())
 }
@@ -87,7 +86,7 @@ pub(super) async fn answer(
 /// Write events until the last, or until nobody reads them. Then the stream is dropped, and the request with it.
 async fn write(
     app: &App,
-    mut stream: Stream,
+    mut stream: Observed,
     mut next: Option<Event>,
     mut chunks: Chunks,
     include_usage: bool,
@@ -106,7 +105,8 @@ async fn write(
             Event::Failed(error) => vec![app.failure(&error).0.body()],
         };
         for value in values {
-            if !send(sender, line(&value)).await {
+            // Nobody reads it any more.
+            if sender.send(line(&value)).await.is_err() {
                 return;
             }
         }
@@ -115,14 +115,9 @@ async fn write(
             () = sender.closed() => return,
         };
     }
-    send(sender, Bytes::from_static(DONE)).await;
+    let _ = sender.send(Bytes::from_static(DONE)).await;
 }
 
 fn line(value: &Value) -> Bytes {
     format!("data: {value}\n\n").into()
-}
-
-/// Whether somebody will read it.
-async fn send(sender: &Sender<Bytes>, bytes: Bytes) -> bool {
-    matches!(timeout(STALL, sender.send(bytes)).await, Ok(Ok(())))
 }
