@@ -194,8 +194,8 @@ impl<B: Backend> Worker<B> {
         }
         for id in &step.admitted {
             let cached = self.scheduler.sequence(*id).filter(|s| s.preemptions == 0).map(Sequence::cached);
-            if let (Some(cached), Some(job)) = (cached, self.jobs.get_mut(id)) {
-                job.set_cached(cached);
+            if let (Some(cached), Some(job)) = (cached, self.jobs.get(id)) {
+                job.begin(cached);
             }
         }
     }
@@ -294,12 +294,12 @@ impl<B: Backend> Worker<B> {
             self.scheduler.push(id, token as i32);
             let (ended, others) = (job.push(token, sampled), job.take_others());
             match ended {
-                Ok(None) => {}
-                Ok(Some(reason)) => {
+                Ok(false) => {}
+                Ok(true) => {
                     self.scheduler.finish(id);
                     self.stats.finished += 1;
                     if let Some(job) = self.jobs.remove(&id) {
-                        job.finish(reason, format!("{:016x}", outputs.logits_hash(row)));
+                        job.finish(format!("{:016x}", outputs.logits_hash(row)));
                     }
                 }
                 Err(error) => {
