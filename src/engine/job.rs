@@ -116,8 +116,8 @@ impl Job {
         self.sampler.sampling().top_logprobs.max(self.prompt_logprobs().unwrap_or(0))
     }
 
-    /// Take its next token; says whether the answer has ended with it.
-    pub fn push(&mut self, token: u32, sampled: Sampled) -> Result<bool> {
+    /// Take its next token; says why the answer has ended with it, if it has.
+    pub fn push(&mut self, token: u32, sampled: Sampled) -> Result<Option<FinishReason>> {
         let mut top = sampled.top;
         top.truncate(self.sampler.sampling().top_logprobs);
         let completion = &mut self.completion;
@@ -147,7 +147,7 @@ impl Job {
             text,
             end,
         });
-        Ok(ended)
+        Ok(ended.then_some(self.completion.finish_reason))
     }
 
     /// The answer has ended with its last token, whose logits had this hash.

@@ -294,8 +294,8 @@ impl<B: Backend> Worker<B> {
             self.scheduler.push(id, token as i32);
             let (ended, others) = (job.push(token, sampled), job.take_others());
             match ended {
-                Ok(false) => {}
-                Ok(true) => {
+                Ok(None) => {}
+                Ok(Some(_)) => {
                     self.scheduler.finish(id);
                     self.stats.finished += 1;
                     if let Some(job) = self.jobs.remove(&id) {
