@@ -3,9 +3,12 @@
 
 mod answers;
 mod client;
+mod completions;
 mod end;
 mod limits;
 mod process;
+mod stages;
+mod tokenize;
 
 use std::fs;
 
