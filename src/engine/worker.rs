@@ -197,8 +197,8 @@ impl<B: Backend> Worker<B> {
         }
         for id in &step.admitted {
             let cached = self.scheduler.sequence(*id).filter(|s| s.preemptions == 0).map(Sequence::cached);
-            if let (Some(cached), Some(job)) = (cached, self.jobs.get_mut(id)) {
-                job.set_cached(cached);
+            if let (Some(cached), Some(job)) = (cached, self.jobs.get(id)) {
+                job.begin(cached);
             }
         }
     }
@@ -303,7 +303,7 @@ impl<B: Backend> Worker<B> {
                     self.stats.finished += 1;
                     self.stats.stopped += u64::from(reason == FinishReason::Stop);
                     if let Some(job) = self.jobs.remove(&id) {
-                        job.finish(reason, format!("{:016x}", outputs.logits_hash(row)));
+                        job.finish(format!("{:016x}", outputs.logits_hash(row)));
                     }
                 }
                 Err(error) => {

@@ -3,10 +3,13 @@
 
 mod answers;
 mod client;
+mod completions;
 mod end;
 mod guards;
 mod limits;
 mod process;
+mod stages;
+mod tokenize;
 
 use std::fs;
 

@@ -88,7 +88,8 @@ fn is_own(app: &App, origin: &HeaderValue) -> bool {
 fn knows_key(app: &App, request: &Request) -> bool {
     let Some(key) = &app.options.api_key else { return true };
     let path = request.uri().path();
-    if path != "/v1" && !path.starts_with("/v1/") {
+    // What makes the engine work or pictures be fetched, wherever it is.
+    if path != "/v1" && !path.starts_with("/v1/") && !["/tokenize", "/detokenize"].contains(&path) {
         return true;
     }
     let given = request.headers().get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());

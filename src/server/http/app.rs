@@ -11,13 +11,11 @@ use super::HttpOptions;
 use super::connections::Connections;
 use super::failure::Failure;
 use super::observed::Observations;
+use super::stages::Stages;
 use crate::Error;
 use crate::engine::Engine;
 use crate::server::media::Media;
 use crate::server::openai::{ApiError, now};
-
-/// Requests whose pictures are fetched and decoded at the same time, each on a thread.
-const LOADERS: usize = 8;
 
 /// Bytes of bodies in memory at the same time, if one alone may not be longer.
 const BODIES: usize = 512 << 20;
@@ -31,7 +29,7 @@ pub(super) struct App {
     /// Of requests that run or wait.
     places: Arc<Semaphore>,
     total: usize,
-    pub loaders: Arc<Semaphore>,
+    pub stages: Stages,
     /// Whether new requests are welcome.
     pub ready: AtomicBool,
     /// Seconds since 1970.
@@ -57,7 +55,7 @@ impl App {
             options,
             places: Arc::new(Semaphore::new(total)),
             total,
-            loaders: Arc::new(Semaphore::new(LOADERS)),
+            stages: Stages::new(),
             ready: AtomicBool::new(true),
             started: now(),
             local,
@@ -87,6 +85,16 @@ impl App {
     /// Places that are taken.
     pub fn load(&self) -> usize {
         self.total - self.places.available_permits()
+    }
+
+    /// The name under which a request is answered.
+    pub fn model(&self, asked: Option<String>) -> Result<String, ApiError> {
+        let served = &self.options.served_model_names;
+        match asked {
+            Some(name) if !served.contains(&name) => Err(ApiError::no_such_model(&name, served)),
+            Some(name) => Ok(name),
+            None => Ok(served[0].clone()),
+        }
     }
 
     /// An error of the engine as it leaves the server. What is not the request's fault is for the log.

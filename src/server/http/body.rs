@@ -21,8 +21,15 @@ pub(super) struct Json {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// Read the body.
-pub(super) async fn json(app: &App, request: Request) -> Result<Json, Failure> {
+/// Read the body, and take a place for the request. Whoever sends slowly holds none.
+pub(super) async fn receive(app: &App, request: Request) -> Result<(OwnedSemaphorePermit, Json), Failure> {
+    // Nobody should send a long body for nothing.
+    app.has_place()?;
+    let body = json(app, request).await?;
+    Ok((app.enter()?, body))
+}
+
+async fn json(app: &App, request: Request) -> Result<Json, Failure> {
     check(request.headers())?;
     let limit = app.options.body_timeout;
     let Ok(read) = timeout(limit, read(app, request)).await else {

@@ -1,8 +1,8 @@
 //! The HTTP server: OpenAI's routes in front of an engine.
 //!
-//! The address is taken before a model is loaded and nobody can connect until it is. A request takes a place, of which there
-//! are as many as may run and wait; then its body is read, on a few threads of their own its pictures are fetched and decoded,
-//! and the engine is asked. A client that goes away drops what waits for its answer, and that cancels the request.
+//! The address is taken before a model is loaded and nobody can connect until it is. A request's body is read; then it takes a
+//! place, of which there are as many as may run and wait; its pictures are fetched, and they and the text are made ready for
+//! the engine, each on threads of its own. A client that goes away drops what waits for its answer, and that cancels the request.
 //!
 //! | module | job |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | `app` | what all requests share: the engine and the limits |
 //! | `body` | the body of a request, within its limits |
 //! | `chat` | `/v1/chat/completions` |
+//! | `completions` | `/v1/completions` |
 //! | `connections` | which connections are open, and which has to go when there are too many |
 //! | `events` | an answer as server-sent events |
 //! | `failure` | errors as answers |
@@ -18,13 +19,17 @@
 //! | `metrics` | `/metrics` |
 //! | `observed` | times and sizes of answers, for the metrics and the log |
 //! | `socket` | a socket that gives up on a client that reads nothing |
+//! | `stages` | what a request goes through before the engine has it, and on which threads |
 //! | `status` | what there is, and how it is |
+//! | `streams` | the answers to several prompts as one |
+//! | `tokenize` | `/tokenize` and `/detokenize` |
 
 mod accept;
 mod admit;
 mod app;
 mod body;
 mod chat;
+mod completions;
 mod connections;
 mod events;
 mod failure;
@@ -32,7 +37,10 @@ mod histogram;
 mod metrics;
 mod observed;
 mod socket;
+mod stages;
 mod status;
+mod streams;
+mod tokenize;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -159,6 +167,7 @@ impl Bound {
 fn router(app: Arc<App>) -> Router {
     let router = Router::new()
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
         .route("/v1/models", get(status::models))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
@@ -166,6 +175,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/version", get(status::version))
         .route("/load", get(status::load))
         .route("/metrics", get(metrics::metrics))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .fallback(failure::no_route)
         .method_not_allowed_fallback(failure::no_method)
         .layer(CatchPanicLayer::custom(failure::panicked))

@@ -1,6 +1,7 @@
 //! What is seen of answers: times and sizes for `/metrics`, and a line in the log at the end of each.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tracing::{Span, info};
@@ -8,7 +9,6 @@ use tracing::{Span, info};
 use super::app::App;
 use super::histogram::Histogram;
 use crate::engine::{Event, Output, Stream};
-use crate::{Error, Result};
 
 /// Seconds to a first token: prompts with pictures on a GPU take hundredths, those that wait for their turn minutes.
 const FIRST: [f64; 22] = [
@@ -85,9 +85,14 @@ impl Observed {
         Observed { app, stream, start, latest: vec![None; n], tokens: 0, ttft_ms: None, ended: false, span }
     }
 
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.stream.prompt_tokens()
+    }
+
     /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<Event> {
-        let event = self.stream.next().await;
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let event = ready!(self.stream.poll_next(cx));
         match &event {
             Some(Event::Piece(piece)) => self.token(piece.index),
             Some(Event::Done(output)) => {
@@ -95,21 +100,9 @@ impl Observed {
                 self.end("complete", Some(output));
             }
             Some(Event::Failed(_)) => self.end("failed", None),
-            _ => {}
+            None => {}
         }
-        event
-    }
-
-    /// The whole answer.
-    pub async fn complete(&mut self) -> Result<Output> {
-        loop {
-            match self.next().await {
-                Some(Event::Done(output)) => return Ok(*output),
-                Some(Event::Failed(error)) => return Err(error),
-                Some(_) => {}
-                None => return Err(Error::Request(anyhow::anyhow!("the answer was taken already"))),
-            }
-        }
+        Poll::Ready(event)
     }
 
     fn token(&mut self, index: usize) {
@@ -130,7 +123,7 @@ impl Observed {
 
     fn end(&mut self, outcome: &'static str, output: Option<&Output>) {
         self.ended = true;
-        let prompt = output.map(|o| o.prompt_token_ids.len());
+        let prompt = self.prompt_tokens();
         let image = output.map(|o| o.image_tokens.iter().sum::<usize>());
         let (cached, queue_ms) = (output.map(|o| o.cached_tokens), output.map(|o| o.timings.queue_ms));
         let (tokens, ttft_ms, ms) = (self.tokens, self.ttft_ms, self.start.elapsed().as_secs_f64() * 1e3);
