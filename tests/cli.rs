@@ -81,7 +81,7 @@ fn run_json_is_one_object_with_every_field() {
     assert_eq!(out["outputs"][0]["logprobs"].as_array().unwrap().len(), 6);
     assert_eq!(out["outputs"][0]["finish_reason"], "length");
     assert_eq!(out["outputs"][0]["logits_hash"].as_str().unwrap().len(), 16);
-    for time in ["load_ms", "prepare_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
+    for time in ["load_ms", "prepare_ms", "queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"] {
         assert!(out["timings"][time].as_f64().unwrap() > 0.0, "{time}");
     }
     let again: Value = serde_json::from_str(&succeed(&args)).unwrap();
@@ -424,7 +424,7 @@ fn the_latency_bench_measures_prompts_of_the_length_that_was_asked_for() {
     for (what, n) in [("prompt_tokens", 160), ("output_tokens", 3), ("requests", 3)] {
         assert_eq!(report[what], n, "{what}");
     }
-    for time in ["prepare_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2el_ms"] {
+    for time in ["prepare_ms", "queue_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2el_ms"] {
         let [min, median, max] = ["min", "median", "max"].map(|what| report["times"][time][what].as_f64().unwrap());
         assert!(0.0 < min && min <= median && median <= max, "{time}: {min} {median} {max}");
     }

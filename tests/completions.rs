@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ocelli::Error;
-use ocelli::engine::{Completion, Engine, Event, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling};
+use ocelli::engine::{
+    Completion, End, Engine, Event, FinishReason, ImageInput, Options, Output, Prompt, Request, Sampling, StopReason,
+};
 use settled::settled;
 
 const QUESTION: &str = "USER: <image>\nwhat is this picture of the moon? ASSISTANT:";
@@ -73,19 +75,23 @@ fn answers_share_the_picture_and_the_prompt() {
     assert_eq!((stats.finished, stats.generation_tokens), (8, 8 * 24));
     let t = output.timings;
     assert!(t.ttft_ms > 0.0 && t.decode_ms > 0.0 && t.tokens_per_s > 0.0, "{t:?}");
+    assert!(t.queue_ms > 0.0 && t.prefill_ms > 0.0, "{t:?}");
+    assert!((t.prepare_ms + t.queue_ms + t.prefill_ms - t.ttft_ms).abs() < 1e-6, "{t:?}");
 }
 
 #[test]
 fn events_say_which_answer_they_belong_to() {
     let engine = engine(Options::default());
     let (mut texts, mut tokens) = (vec![String::new(); 3], vec![Vec::new(); 3]);
-    let mut last = None;
+    let (mut last, mut ends) = (None, vec![None; 3]);
     for event in engine.submit(request(3, Some(5))) {
         assert!(last.is_none(), "something came after the last event");
         match event {
             Event::Piece(piece) => {
                 texts[piece.index] += &piece.text;
+                assert_eq!(ends[piece.index], None, "a token behind the end");
                 tokens[piece.index].push(piece.token_id);
+                ends[piece.index] = piece.end;
             }
             Event::Done(output) => last = Some(output),
             Event::Failed(error) => panic!("{error}"),
@@ -93,7 +99,11 @@ fn events_say_which_answer_they_belong_to() {
     }
     let output = last.unwrap();
     for (completion, (text, tokens)) in output.outputs.iter().zip(texts.iter().zip(&tokens)) {
-        assert!(completion.text.starts_with(text) && completion.token_ids == *tokens);
+        assert!(completion.text == *text && completion.token_ids == *tokens);
+    }
+    for (completion, end) in output.outputs.iter().zip(ends) {
+        let (finish_reason, stop_reason) = (completion.finish_reason, completion.stop_reason.clone());
+        assert_eq!(end, Some(End { finish_reason, stop_reason }));
     }
     let mut streamed = String::new();
     let all = engine.answer(&request(3, Some(5)), |text| {
@@ -112,6 +122,45 @@ fn events_say_which_answer_they_belong_to() {
         reported.outputs.iter().map(said).collect::<Vec<_>>(),
         output.outputs.iter().map(said).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn an_answer_that_ends_says_so_while_others_go_on() {
+    let engine = engine(Options::default());
+    let plain = answer(&engine, &request(3, Some(5))).outputs;
+    let later = |token: &u32| {
+        plain[1..].iter().all(|o| o.token_ids.iter().position(|other| other == token).is_none_or(|at| at > 8))
+    };
+    let stop = *plain[0].token_ids[..4].iter().find(|token| later(token)).expect("a token of the first answer alone");
+    let mut stopped = request(3, Some(5));
+    stopped.sampling.stop_token_ids = vec![stop];
+    let pieces = engine.submit(stopped).filter_map(|event| match event {
+        Event::Piece(piece) => Some(piece),
+        _ => None,
+    });
+    let pieces: Vec<_> = pieces.collect();
+    let at = pieces.iter().position(|p| p.end.is_some()).unwrap();
+    let end = End { finish_reason: FinishReason::Stop, stop_reason: Some(StopReason::Token(stop)) };
+    assert_eq!((pieces[at].index, pieces[at].token_id, pieces[at].end.clone()), (0, stop, Some(end)));
+    let after = pieces[at + 1..].iter().filter(|p| p.index != 0 && p.end.is_none()).count();
+    assert!(after >= 8, "{after} tokens came behind the first end");
+}
+
+#[test]
+fn all_are_asked_or_none_is() {
+    let engine = engine(Options::default());
+    let (good, mut bad) = (request(1, Some(5)), request(1, Some(6)));
+    bad.sampling.temperature = -1.0;
+    let (at, error) = engine.submit_all(&[good.clone(), bad]).err().unwrap();
+    assert!(at == 1 && error.to_string().contains("temperature is -1"), "{at} {error}");
+    assert_eq!(settled(&engine).finished, 0);
+    let expected = answer(&engine, &good);
+    for mut stream in engine.submit_all(&[good.clone(), good.clone()]).unwrap() {
+        assert_eq!(stream.prompt_tokens(), expected.prompt_token_ids.len());
+        assert_eq!(said(&stream.output().unwrap().outputs[0]), said(&expected.outputs[0]));
+    }
+    let prompt = engine.prompt_tokens(&good).unwrap();
+    assert_eq!((prompt.ids, prompt.image_tokens), (expected.prompt_token_ids, expected.image_tokens));
 }
 
 /// At every number of tokens, by dropping the stream and by asking for no more, beside a neighbour that stays.

@@ -267,6 +267,7 @@ fn as_json(engine: &Engine, o: &Output) -> Value {
             "upload_gb_per_s": engine.upload().map(|u| u.gb_per_s()),
             "load_ms": o.timings.load_ms,
             "prepare_ms": o.timings.prepare_ms,
+            "queue_ms": o.timings.queue_ms,
             "prefill_ms": o.timings.prefill_ms,
             "ttft_ms": o.timings.ttft_ms,
             "decode_ms": o.timings.decode_ms,

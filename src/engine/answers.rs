@@ -50,8 +50,15 @@ impl Answers {
         self.events.is_closed() || self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Something is known about the prompt.
-    pub fn note(&self, change: impl FnOnce(&mut Output)) {
+    /// The request is served from now on; `cached` tokens of its prompt were found.
+    pub fn begin(&self, cached: usize) {
+        self.note(|output| {
+            output.cached_tokens = cached;
+            output.timings.queue_ms = milliseconds(self.start) - output.timings.prepare_ms;
+        });
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Output)) {
         self.with(|open| change(&mut open.output));
     }
 
@@ -71,7 +78,7 @@ impl Answers {
                 open.first = Some(Instant::now());
                 let timings = &mut open.output.timings;
                 timings.ttft_ms = milliseconds(self.start);
-                timings.prefill_ms = timings.ttft_ms - timings.prepare_ms;
+                timings.prefill_ms = timings.ttft_ms - timings.prepare_ms - timings.queue_ms;
             }
         });
         if open.is_some() {

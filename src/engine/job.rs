@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answers::Answers;
-use super::output::{Completion, Event, FinishReason, Piece, StopReason};
+use super::output::{Completion, End, Event, FinishReason, Piece, StopReason};
 use super::request::Ready;
 use super::step_outputs::Sampled;
 use super::window::Ticket;
@@ -71,11 +71,11 @@ impl Job {
         std::mem::take(&mut self.others)
     }
 
-    /// So many tokens of the prompt were found in the prefix cache.
-    pub fn set_cached(&mut self, tokens: usize) {
+    /// It is served from now on; `cached` tokens of the prompt were found in the prefix cache.
+    pub fn begin(&self, cached: usize) {
         // The request's other answers find it there because of this one.
         if self.completion.index == 0 {
-            self.answers.note(|output| output.cached_tokens = tokens);
+            self.answers.begin(cached);
         }
     }
 
@@ -116,7 +116,7 @@ impl Job {
         self.sampler.sampling().top_logprobs.max(self.prompt_logprobs().unwrap_or(0))
     }
 
-    /// Take its next token; says why the answer has ended, if it has.
+    /// Take its next token; says why the answer has ended with it, if it has.
     pub fn push(&mut self, token: u32, sampled: Sampled) -> Result<Option<FinishReason>> {
         let mut top = sampled.top;
         top.truncate(self.sampler.sampling().top_logprobs);
@@ -125,36 +125,33 @@ impl Job {
         completion.logprobs.push(sampled.logprob);
         completion.top_logprobs.push(top.clone());
         let ends = self.sampler.ends(token);
-        let text = if ends { None } else { self.stream.push(token)? }.unwrap_or_default();
+        let full = completion.token_ids.len() == self.max_tokens;
+        let mut text = if ends { None } else { self.stream.push(token)? }.unwrap_or_default();
+        let ended = ends || full || self.stream.stopped().is_some();
+        if ended {
+            text += &self.stream.finish()?;
+            // What was held back may have been a stop string after all.
+            let stopped = ends || self.stream.stopped().is_some();
+            self.completion.finish_reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
+            self.completion.stop_reason = self.stop_reason();
+        }
+        let completion = &mut self.completion;
         completion.text.push_str(&text);
+        let end =
+            ended.then(|| End { finish_reason: completion.finish_reason, stop_reason: completion.stop_reason.clone() });
         self.answers.push(Piece {
             index: completion.index,
             token_id: token,
             logprob: sampled.logprob,
             top_logprobs: top,
             text,
+            end,
         });
-        Ok(if ends || self.stream.stopped().is_some() {
-            Some(FinishReason::Stop)
-        } else if self.completion.token_ids.len() == self.max_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
-        })
+        Ok(ended.then_some(self.completion.finish_reason))
     }
 
-    /// The answer has ended.
-    pub fn finish(mut self, reason: FinishReason, logits_hash: String) {
-        // Only where this one ends before its first token: as nobody wants any of them.
-        self.take_others().into_iter().for_each(|other| other.1.cancel());
-        match self.stream.finish() {
-            Ok(rest) => self.completion.text.push_str(&rest),
-            Err(error) => return self.fail(Error::Model(error)),
-        }
-        // What was held back may have been a stop string after all.
-        let stopped = self.stream.stopped().is_some() && reason == FinishReason::Length;
-        self.completion.finish_reason = if stopped { FinishReason::Stop } else { reason };
-        self.completion.stop_reason = self.stop_reason();
+    /// The answer has ended with its last token, whose logits had this hash.
+    pub fn finish(mut self, logits_hash: String) {
         self.completion.logits_hash = logits_hash;
         self.answers.end(self.completion);
     }
@@ -171,8 +168,14 @@ impl Job {
     }
 
     /// Nobody wants the rest.
-    pub fn cancel(self) {
-        self.finish(FinishReason::Cancelled, String::new());
+    pub fn cancel(mut self) {
+        // They are there only where this one has no token yet.
+        self.take_others().into_iter().for_each(|other| other.1.cancel());
+        match self.stream.finish() {
+            Ok(rest) => self.completion.text.push_str(&rest),
+            Err(error) => return self.fail(Error::Model(error)),
+        }
+        self.answers.end(self.completion);
     }
 
     /// What it means that there is no next token.

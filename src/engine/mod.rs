@@ -70,8 +70,8 @@ pub use memory::{GPU_STEP_TOKENS, Memory};
 pub use options::{
     Device, LoadFormat, MAX_IMAGES, MAX_KV_BLOCKS, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Options, available_memory,
 };
-pub use output::{Completion, Event, FinishReason, Output, Piece, StopReason, Timings};
-pub use request::{Prompt, Request};
+pub use output::{Completion, End, Event, FinishReason, Output, Piece, StopReason, Timings};
+pub use request::{Prompt, PromptTokens, PromptTooLong, Request};
 pub use runner::{InFlight, Runner};
 pub use sampling::{MAX_N, Sampler, Sampling};
 pub use scheduler::{Encode, Row, Scheduler, SchedulerCounts, SchedulerLimits, Step};
@@ -182,8 +182,29 @@ impl Engine {
         }
     }
 
+    /// Ask for the answers to several requests, or for none of them if one is wrong: then the error is that of the first
+    /// such request, with its index.
+    ///
+    /// # Errors
+    /// Those that [`Engine::submit`] finds before the model runs.
+    pub fn submit_all(&self, requests: &[Request]) -> Result<Vec<Stream>, (usize, crate::Error)> {
+        let ready = |(i, request)| self.shared().prepare(request).map_err(|error| (i, error));
+        let ready: Vec<Ready> = requests.iter().enumerate().map(ready).collect::<Result<_, _>>()?;
+        Ok(ready.into_iter().map(|ready| self.send(ready, None)).collect())
+    }
+
+    /// What a request's prompt is to the model, its pictures decoded and expanded as those of an answer would be. It may be
+    /// longer than the model takes.
+    ///
+    /// # Errors
+    /// [`Error::Request`](crate::Error::Request) if the prompt, its pictures or the sampling cannot be taken.
+    pub fn prompt_tokens(&self, request: &Request) -> Result<PromptTokens> {
+        self.shared().prompt_tokens(request)
+    }
+
     fn send(&self, ready: Ready, ticket: Option<Ticket>) -> Stream {
-        let (stream, events, cancelled) = Stream::new(self.shared().lost.clone());
+        let prompt_tokens = ready.output.prompt_token_ids.len();
+        let (stream, events, cancelled) = Stream::new(self.shared().lost.clone(), prompt_tokens);
         let arrivals = self.thread.arrivals.as_ref();
         match arrivals.map(|a| a.send(Box::new(Job::new(ready, events, cancelled, ticket)))) {
             Some(Ok(())) => stream,
@@ -311,7 +332,7 @@ impl Engine {
     }
 
     /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.shared().checkpoint.tokenizer
     }
 

@@ -88,9 +88,11 @@ pub struct Timings {
     pub load_ms: f64,
     /// Before the device has anything to do: decoding the pictures, tokenising.
     pub prepare_ms: f64,
-    /// From there to the first token: waiting for its turn, vision tower, projector, the prompt's steps.
+    /// From there until the engine first serves it: waiting for its turn.
+    pub queue_ms: f64,
+    /// From there to the first token: vision tower, projector, the prompt's steps.
     pub prefill_ms: f64,
-    /// From the request to the first token, the sum of those two.
+    /// From the request to the first token, the sum of those three.
     pub ttft_ms: f64,
     /// All later tokens, of all answers.
     pub decode_ms: f64,
@@ -109,8 +111,20 @@ pub struct Piece {
     pub logprob: f32,
     /// The most likely tokens at its place with theirs, as many as were asked for.
     pub top_logprobs: Vec<(u32, f32)>,
-    /// Text that can be shown now; empty while a character or what may be a stop string is incomplete.
+    /// Text that can be shown now; empty while a character or what may be a stop string is incomplete. With the last token
+    /// of an answer it is all that was held back.
     pub text: String,
+    /// Set with the last token of an answer, whether or not the request has others that go on.
+    pub end: Option<End>,
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub finish_reason: FinishReason,
+    /// See [`Completion::stop_reason`].
+    pub stop_reason: Option<StopReason>,
 }
 
 /// What happens to a request. [`Event::Done`] or [`Event::Failed`] is the last, and always comes.
@@ -118,7 +132,8 @@ pub struct Piece {
 pub enum Event {
     /// A token.
     Piece(Piece),
-    /// All answers are complete. A text may end in a little more than its pieces showed: what was held back.
+    /// All answers are complete. Where they were cancelled, a text may end in a little more than its pieces showed: what
+    /// was held back.
     Done(Box<Output>),
     /// There is no answer, or no more of it.
     Failed(Error),
@@ -137,7 +152,7 @@ impl Event {
 
 impl Completion {
     /// An answer of which nothing is written yet, and if nothing ever will be, nobody wanted it.
-    pub(super) fn new(index: usize) -> Completion {
+    pub(crate) fn new(index: usize) -> Completion {
         Completion {
             index,
             text: String::new(),

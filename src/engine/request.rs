@@ -1,5 +1,6 @@
 //! A request, and everything that can be wrong with it: found on the caller's thread, before the model runs.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub enum Prompt {
     Raw(String),
     /// Messages for the chat template. Their text is text: it never becomes a control token or a picture.
     Chat(Vec<Message>),
+    /// Messages for the chat template, and nothing behind them that would begin an answer.
+    Transcript(Vec<Message>),
     /// Tokens of the vocabulary, taken as they are: nothing is put in front of them. The image token stands for a
     /// picture, once or as often as the picture has tokens.
     TokenIds(Vec<u32>),
@@ -53,6 +56,39 @@ impl Default for Prompt {
         Prompt::Raw(String::new())
     }
 }
+
+/// What the prompt of a request is to the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// Its ids; at the places of pictures, the placeholder's.
+    pub ids: Vec<u32>,
+    /// Places that each picture takes.
+    pub image_tokens: Vec<usize>,
+}
+
+/// The prompt of a request is longer than the model's context. Found in the chain of an [`Error::Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptTooLong {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Those of them that stand for pictures.
+    pub image_tokens: usize,
+    /// Tokens that fit, one of the answer among them.
+    pub limit: usize,
+}
+
+impl fmt::Display for PromptTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PromptTooLong { tokens, image_tokens, limit } = self;
+        write!(
+            f,
+            "the prompt has {tokens} tokens ({image_tokens} of pictures); with one of the answer, {limit} fit \
+             (--max-model-len)"
+        )
+    }
+}
+
+impl std::error::Error for PromptTooLong {}
 
 /// A checked request: its sequence, still without a number, and what the engine needs beside that.
 pub(super) struct Ready {
@@ -106,6 +142,14 @@ impl Shared {
         })
     }
 
+    /// What a prompt is to the model, however long.
+    pub(super) fn prompt_tokens(&self, request: &Request) -> crate::Result<PromptTokens> {
+        self.alive()?;
+        let (_, expanded, pictures) = self.tokens(request).map_err(Error::Request)?;
+        let image_tokens = pictures.iter().map(|(t, _)| t.tokens()).collect();
+        Ok(PromptTokens { ids: expanded.ids, image_tokens })
+    }
+
     /// What is asked of the sampler, checked against the model.
     fn sampler(&self, asked: &Sampling) -> Result<Sampler> {
         let c = &self.checkpoint;
@@ -121,8 +165,9 @@ impl Shared {
         request.sampling.check()?;
         let (prompt, pieces, placeholder) = match &request.prompt {
             Prompt::Raw(text) => (text.clone(), c.tokenizer.prompt(text, placeholder)?, placeholder),
-            Prompt::Chat(messages) => {
-                let rendered = c.template.encode(messages, true)?;
+            Prompt::Chat(messages) | Prompt::Transcript(messages) => {
+                let answered = matches!(request.prompt, Prompt::Chat(_));
+                let rendered = c.template.encode(messages, answered)?;
                 (rendered.text, rendered.pieces, placeholder)
             }
             Prompt::TokenIds(ids) => {
@@ -156,10 +201,8 @@ impl Shared {
     fn room(&self, request: &Request, expanded: &text::Prompt, pictures: &[Picture]) -> Result<usize> {
         let (tokens, room) = (expanded.ids.len(), self.checkpoint.max_model_len);
         if tokens >= room {
-            let of_pictures: usize = pictures.iter().map(|(t, _)| t.tokens()).sum();
-            bail!(
-                "the prompt has {tokens} tokens ({of_pictures} of pictures); with one of the answer, {room} fit (--max-model-len)"
-            );
+            let image_tokens = pictures.iter().map(|(t, _)| t.tokens()).sum();
+            bail!(PromptTooLong { tokens, image_tokens, limit: room });
         }
         // The last token is never seen by the model. A prompt that leaves no room at all is refused when it arrives.
         let pool = self.memory.kv_blocks * KV_BLOCK + 1;

@@ -1,7 +1,9 @@
 //! The answer to a request as it comes.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -16,6 +18,7 @@ pub struct Stream {
     events: UnboundedReceiver<Event>,
     cancelled: Arc<AtomicBool>,
     lost: Lost,
+    prompt_tokens: usize,
     ended: bool,
 }
 
@@ -42,27 +45,37 @@ impl Lost {
 
 impl Stream {
     /// A stream, and both ends that the engine holds.
-    pub(super) fn new(lost: Lost) -> (Stream, UnboundedSender<Event>, Arc<AtomicBool>) {
+    pub(super) fn new(lost: Lost, prompt_tokens: usize) -> (Stream, UnboundedSender<Event>, Arc<AtomicBool>) {
         let (sender, events) = unbounded_channel();
         let cancelled = Arc::new(AtomicBool::new(false));
-        (Stream { events, cancelled: cancelled.clone(), lost, ended: false }, sender, cancelled)
+        (Stream { events, cancelled: cancelled.clone(), lost, prompt_tokens, ended: false }, sender, cancelled)
     }
 
     /// A stream of nothing but an error.
     pub(super) fn refused(error: Error) -> Stream {
-        let (stream, sender, _) = Stream::new(Lost::default());
+        let (stream, sender, _) = Stream::new(Lost::default(), 0);
         // Its receiver is in the same function.
         let _ = sender.send(Event::Failed(error));
         stream
     }
 
+    /// Tokens of the prompt, those of its pictures among them; 0 of a request that was refused.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
     /// The next event; `None` after the last.
     pub async fn next(&mut self) -> Option<Event> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Stream::next`] for whoever waits for several of them.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         if self.ended {
-            return None;
+            return Poll::Ready(None);
         }
-        let event = self.events.recv().await;
-        self.last(event)
+        let event = ready!(self.events.poll_recv(cx));
+        Poll::Ready(self.last(event))
     }
 
     /// Ask for no more tokens. What was computed until the engine notices, which is before its next step, still comes, and

@@ -194,8 +194,8 @@ impl<B: Backend> Worker<B> {
         }
         for id in &step.admitted {
             let cached = self.scheduler.sequence(*id).filter(|s| s.preemptions == 0).map(Sequence::cached);
-            if let (Some(cached), Some(job)) = (cached, self.jobs.get_mut(id)) {
-                job.set_cached(cached);
+            if let (Some(cached), Some(job)) = (cached, self.jobs.get(id)) {
+                job.begin(cached);
             }
         }
     }
@@ -295,11 +295,11 @@ impl<B: Backend> Worker<B> {
             let (ended, others) = (job.push(token, sampled), job.take_others());
             match ended {
                 Ok(None) => {}
-                Ok(Some(reason)) => {
+                Ok(Some(_)) => {
                     self.scheduler.finish(id);
                     self.stats.finished += 1;
                     if let Some(job) = self.jobs.remove(&id) {
-                        job.finish(reason, format!("{:016x}", outputs.logits_hash(row)));
+                        job.finish(format!("{:016x}", outputs.logits_hash(row)));
                     }
                 }
                 Err(error) => {

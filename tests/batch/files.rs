@@ -89,7 +89,7 @@ fn wrong(host: &Host) -> Vec<(Value, Wrong)> {
             ("model", Some("model"), "model_not_found", "\"gpt\" does not exist here; tiny or"),
         ),
         (with("logit_bias", json!({ "9999": 1 })), ("bias", None, "invalid_request", "the vocabulary has 331")),
-        (body(&"long ".repeat(5000), &[], 3), ("long", None, "invalid_request", "fit (--max-model-len)")),
+        (body(&"long ".repeat(5000), &[], 3), ("long", None, "context_length_exceeded", "fit (--max-model-len)")),
         (json!("text"), ("text body", None, "invalid_value", "the body is \"text\"")),
     ]
 }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use ocelli::engine::{Prompt, Request, Sampling};
-use ocelli::server::openai::{ApiError, ChatRequest, Report, chat_completion};
+use ocelli::server::openai::{ApiError, ChatRequest, Delivery, Report, chat_completion};
 use ocelli::text::{Message, Part, Role};
 use serde_json::{Value, json};
 
@@ -68,8 +68,11 @@ fn every_field_goes_where_it_belongs() {
         prompt_logprobs: Some(1),
     };
     assert_eq!(chat.sampling, expected);
-    assert_eq!((chat.model.as_deref(), chat.stream, chat.cache_salt.as_deref()), (Some("m"), false, Some("s")));
-    assert_eq!(chat.report, Report { logprobs: true, prompt_logprobs: true, token_ids: true });
+    assert_eq!(
+        (chat.model.as_deref(), chat.delivery.stream, chat.cache_salt.as_deref()),
+        (Some("m"), false, Some("s"))
+    );
+    assert_eq!(chat.report, Report { logprobs: true, prompt_logprobs: true, token_ids: true, timings: false });
     let text = |text: &str| Part::Text(text.into());
     let messages = [
         Message::text(Role::System, "be brief"),
@@ -213,6 +216,126 @@ fn what_is_wrong_is_named_with_its_value() {
     assert!(broken.code == Some("invalid_json") && broken.param.is_none(), "{broken:?}");
     let deep = format!("{{\"messages\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(ChatRequest::parse(&deep, 2).unwrap_err().code, Some("invalid_json"));
+}
+
+/// Clients send more than they mean.
+#[test]
+fn what_asks_for_nothing_changes_nothing() {
+    let plain = parse(&with(json!({}))).unwrap();
+    for more in [
+        json!({ "tools": [], "tool_choice": "auto", "parallel_tool_calls": true }),
+        json!({ "tools": null, "tool_choice": "none", "functions": [], "function_call": "none" }),
+        json!({ "response_format": { "type": "text" }, "modalities": ["text"], "audio": null }),
+        json!({ "guided_json": null, "guided_json_object": false, "structured_outputs": null }),
+        json!({ "chat_template": null, "chat_template_kwargs": {}, "documents": [], "media_io_kwargs": {} }),
+        json!({ "store": false, "metadata": {}, "service_tier": "auto", "prompt_cache_key": "a", "user": "b" }),
+        json!({ "safety_identifier": "c", "verbosity": "low", "prediction": null, "reasoning_effort": "none" }),
+        json!({ "add_generation_prompt": true, "continue_final_message": false, "add_special_tokens": false }),
+        json!({ "echo": false, "best_of": 1, "use_beam_search": false, "length_penalty": null, "priority": 0 }),
+        json!({ "skip_special_tokens": true, "spaces_between_special_tokens": false, "request_id": "d" }),
+        json!({ "truncate_prompt_tokens": null, "logit_bias": {}, "stop": [], "stop_token_ids": [], "bad_words": [] }),
+        json!({ "stream": false, "stream_options": null, "return_token_ids": false, "return_timings": false }),
+        json!({ "mm_processor_kwargs": {}, "vllm_xargs": {}, "kv_transfer_params": null, "no_such_field": 1 }),
+        json!({ "messages": [{ "role": "user", "content": [{ "type": "text", "text": "hello", "cache_control": {} }] }] }),
+    ] {
+        let chat = parse(&with(more.clone())).unwrap_or_else(|error| panic!("{more}: {}", error.message));
+        assert_eq!(
+            (&chat.sampling, chat.report, chat.delivery),
+            (&plain.sampling, plain.report, plain.delivery),
+            "{more}"
+        );
+        assert_eq!((&chat.messages, chat.add_generation_prompt), (&plain.messages, true), "{more}");
+    }
+}
+
+#[test]
+fn what_would_be_answered_otherwise_is_refused_with_a_remedy() {
+    let grammar = "ask for the format in the prompt";
+    let tools = "describe the tools in a message";
+    for (more, param, remedy) in [
+        (json!({ "response_format": { "type": "json_schema", "json_schema": {} } }), "response_format", grammar),
+        (json!({ "structured_outputs": { "choice": ["a"] } }), "structured_outputs", grammar),
+        (json!({ "guided_choice": ["a", "b"] }), "guided_choice", grammar),
+        (json!({ "guided_grammar": "root" }), "guided_grammar", grammar),
+        (json!({ "tool_choice": "required" }), "tool_choice", tools),
+        (json!({ "functions": [{}] }), "functions", tools),
+        (json!({ "chat_template_kwargs": { "a": 1 } }), "chat_template_kwargs", "--chat-template"),
+        (json!({ "add_special_tokens": true }), "add_special_tokens", "BOS"),
+        (json!({ "continue_final_message": true }), "continue_final_message", "leave it out"),
+        (json!({ "skip_special_tokens": false }), "skip_special_tokens", "leave it out"),
+        (json!({ "return_tokens_as_token_ids": true }), "return_tokens_as_token_ids", "leave it out"),
+        (json!({ "truncate_prompt_tokens": 5 }), "truncate_prompt_tokens", "leave it out"),
+        (json!({ "use_beam_search": true }), "use_beam_search", "leave it out"),
+        (json!({ "best_of": 2 }), "best_of", "leave it out"),
+        (json!({ "priority": 1 }), "priority", "leave it out"),
+        (json!({ "modalities": ["text", "audio"] }), "modalities", "leave it out"),
+        (json!({ "reasoning_effort": "high" }), "reasoning_effort", "leave it out"),
+        (json!({ "web_search_options": {} }), "web_search_options", "leave it out"),
+        (json!({ "media_io_kwargs": { "image": {} } }), "media_io_kwargs", "leave it out"),
+    ] {
+        let error = parse(&with(more.clone())).unwrap_err();
+        assert_eq!(
+            (error.status, error.code, error.param.as_deref()),
+            (400, Some("unsupported_parameter"), Some(param))
+        );
+        assert!(error.message.contains("is not supported") && error.message.contains(remedy), "{}", error.message);
+    }
+}
+
+/// Every number at its borders, and those that contradict each other.
+#[test]
+fn numbers_are_within_their_limits_or_named() {
+    let (huge, half) = (json!(1e20), json!(1.5));
+    let numbers = ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"];
+    for name in numbers {
+        for value in [json!(-3), json!(1e39), json!("1"), json!([1]), json!(true)] {
+            assert_eq!(
+                parse(&with(json!({ name: value }))).unwrap_err().param.as_deref(),
+                Some(name),
+                "{name} {value}"
+            );
+        }
+    }
+    for name in ["max_tokens", "max_completion_tokens", "n", "min_tokens", "prompt_logprobs"] {
+        for value in [json!(-1), half.clone(), huge.clone(), json!("1"), json!([1]), json!(false)] {
+            let error = parse(&with(json!({ name: value }))).unwrap_err();
+            // A number that no answer can have is none, and two names are one.
+            assert_eq!((error.status, error.param.as_deref()), (400, Some(name)), "{name} {value}");
+        }
+    }
+    let stops = |stops: Value| parse(&with(json!({ "stop": stops })));
+    for (more, param) in [
+        (json!({ "top_k": -2 }), "top_k"),
+        (json!({ "top_k": half }), "top_k"),
+        (json!({ "seed": huge }), "seed"),
+        (json!({ "n": 129 }), "n"),
+        (json!({ "prompt_logprobs": 21 }), "prompt_logprobs"),
+        (json!({ "logprobs": 1 }), "logprobs"),
+        (json!({ "prompt_logprobs": 1, "stream": true }), "prompt_logprobs"),
+        (json!({ "min_tokens": 2, "max_completion_tokens": 1 }), "min_tokens"),
+        (json!({ "stop": "x".repeat(1 << 20) }), "stop"),
+        (json!({ "stop": vec!["x"; 17] }), "stop"),
+        (json!({ "stop_token_ids": [-1] }), "stop_token_ids"),
+        (json!({ "bad_words": ["  "] }), "bad_words"),
+        (json!({ "stream": "yes" }), "stream"),
+        (json!({ "stream": true, "stream_options": { "include_usage": 1 } }), "stream_options.include_usage"),
+        (json!({ "model": 5 }), "model"),
+        (json!({ "return_timings": "a" }), "return_timings"),
+    ] {
+        assert_eq!(parse(&with(more.clone())).unwrap_err().param.as_deref(), Some(param), "{more}");
+    }
+    for seed in [json!(i64::MIN), json!(u64::MAX), json!(0)] {
+        parse(&with(json!({ "seed": seed }))).unwrap();
+    }
+    stops(json!(vec!["x"; 16])).unwrap();
+    let usage = json!({ "include_usage": true, "continuous_usage_stats": true });
+    let chat = parse(&with(json!({ "stream": true, "stream_options": usage, "return_timings": true }))).unwrap();
+    assert_eq!(chat.delivery, Delivery { stream: true, include_usage: true, continuous_usage: true });
+    assert!(chat.report.timings);
+    let chat = parse(&with(json!({ "stream": true, "stream_options": { "continuous_usage_stats": true } }))).unwrap();
+    assert!(!chat.delivery.continuous_usage, "as in vLLM, there is no usage in pieces without one at the end");
+    let open = parse(&with(json!({ "add_generation_prompt": false }))).unwrap();
+    assert!(matches!(open.into_request(vec![]).prompt, Prompt::Transcript(_)));
 }
 
 /// Its figures are those of the engine's own answer.

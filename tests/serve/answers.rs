@@ -1,5 +1,6 @@
 //! Answers are those of the engine, whole or in pieces, alone or beside others.
 
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
@@ -8,6 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ocelli::engine::{Engine, Options, Prompt, Request, Sampling};
 use ocelli::text::{Message, Part, Role};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 use super::client::get;
@@ -97,7 +99,9 @@ fn many_clients_get_each_its_own_answer() {
     });
     let alone: Vec<String> = (0..32).map(ask).collect();
     assert_eq!(together, alone);
-    assert_eq!((server.metric("request_success_total"), server.metric("num_requests_in_server")), (64.0, 0.0));
+    // The engine counts an answer once it is given.
+    server.until("request_success_total", 64.0);
+    server.until("num_requests_in_server", 0.0);
 }
 
 #[test]
@@ -117,4 +121,80 @@ fn there_is_a_word_on_everything() {
     let metrics = get(server.port, "/metrics").body;
     assert!(metrics.contains("ocelli:generation_tokens_total{model_name=\"tiny\"} 2\n"), "{metrics}");
     assert!(metrics.contains("ocelli:http_requests_total{model_name=\"tiny\",status=\"200\"} 7\n"), "{metrics}");
+}
+
+#[test]
+fn the_last_text_comes_with_the_reason_and_every_chunk_with_the_usage() {
+    let server = Server::start(&[]);
+    let options = json!({ "include_usage": true, "continuous_usage_stats": true });
+    let more = json!({ "n": 3, "return_token_ids": true, "return_timings": true });
+    let asked = with(body("hello", 6), more);
+    let whole = chat(&server, &asked).json();
+    let mut events = chat(&server, &with(asked, json!({ "stream": true, "stream_options": options }))).events();
+    let last = events.pop().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+    for timings in [&last["timings"], &whole["timings"]] {
+        let [prepare, queue, prefill, first, decode, rate] =
+            ["prepare_ms", "queue_ms", "prefill_ms", "ttft_ms", "decode_ms", "tokens_per_s"]
+                .map(|name| timings[name].as_f64().unwrap_or_else(|| panic!("no {name} in {timings}")));
+        assert!(prepare > 0.0 && queue > 0.0 && prefill > 0.0 && decode > 0.0 && rate > 0.0, "{timings}");
+        assert!((prepare + queue + prefill - first).abs() < 1e-6, "{timings}");
+    }
+    let mut tokens = 0;
+    for event in &events {
+        let choice = &event["choices"][0];
+        tokens += choice["token_ids"].as_array().map_or(0, Vec::len);
+        let prompt = &whole["usage"]["prompt_tokens"];
+        let total = prompt.as_u64().unwrap() as usize + tokens;
+        let usage = json!({ "prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": total });
+        assert_eq!(event["usage"], usage);
+        // Nothing but the first chunk, which says the role, comes without a token.
+        let first = !choice["delta"]["role"].is_null();
+        assert_eq!(choice["token_ids"].is_null(), first, "{event}");
+    }
+    assert_eq!(tokens, 18);
+    for index in 0..3 {
+        assert_eq!(text(&events, index), whole["choices"][index as usize]["message"]["content"]);
+        let choices: Vec<_> = events.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == index).collect();
+        let (last, before) = choices.split_last().unwrap();
+        assert_eq!((&last["finish_reason"], &last["stop_reason"]), (&json!("length"), &Value::Null));
+        assert!(before.iter().all(|choice| choice["finish_reason"].is_null()));
+    }
+    let plain = chat(&server, &with(body("hello", 2), json!({ "stream": true }))).events();
+    assert!(plain.iter().all(|event| event.get("usage").is_none() && event.get("timings").is_none()));
+}
+
+/// A checkpoint in which one token is NaN: what follows it has no logits.
+#[test]
+fn an_error_amid_an_answer_ends_the_stream_without_its_end() {
+    const TOKEN: usize = 300;
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(MODEL).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let embedding = SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = embedding.tensor("language_model.model.embed_tokens.weight").unwrap();
+    let row = embedding.shape()[1] * 4;
+    let at = embedding.data().as_ptr() as usize - bytes.as_ptr() as usize + TOKEN * row;
+    bytes[at..at + row].chunks_exact_mut(4).for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
+    fs::write(&file, bytes).unwrap();
+
+    let server = Server::of(dir.path().to_str().unwrap(), &[]);
+    let asked = with(body("hello", 4), json!({ "allowed_token_ids": [TOKEN] }));
+    let streamed = chat(&server, &with(asked.clone(), json!({ "stream": true })));
+    assert_eq!(streamed.status, 200);
+    let lines: Vec<_> = streamed.body.split_terminator("\n\n").collect();
+    let (error, before) = lines.split_last().unwrap();
+    let error: Value = serde_json::from_str(error.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(error["error"]["type"], "server_error");
+    assert!(before.len() == 2 && before.iter().all(|line| line.contains("\"choices\"")), "{}", streamed.body);
+    assert!(!streamed.body.contains("[DONE]"));
+    let whole = chat(&server, &asked);
+    assert_eq!((whole.status, whole.json()["error"]["type"].as_str()), (500, Some("server_error")));
+    // Nobody else is harmed.
+    assert_eq!(chat(&server, &with(body("hello", 4), json!({ "logit_bias": { "300": -100 } }))).status, 200);
 }

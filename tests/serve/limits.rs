@@ -31,7 +31,9 @@ fn every_failure_is_an_error_object() {
     assert_eq!(reply.json()["error"]["param"], "messages[0].content[0].image_url");
     let long = json!([{ "role": "user", "content": "hello ".repeat(700) }]);
     assert!(
-        refused(json!({ "messages": long, "stream": true })).error(400, "invalid_request").contains("--max-model-len")
+        refused(json!({ "messages": long, "stream": true }))
+            .error(400, "context_length_exceeded")
+            .contains("--max-model-len")
     );
     assert_eq!(chat(&server, &body("hello", 2)).status, 200);
 }

@@ -4,9 +4,12 @@
 mod answers;
 mod bench;
 mod client;
+mod completions;
 mod end;
 mod limits;
 mod process;
+mod stages;
+mod tokenize;
 
 use std::fs;
 

@@ -16,17 +16,25 @@ pub struct Server {
 }
 
 pub fn command(args: &[&str]) -> Command {
+    command_of(MODEL, args)
+}
+
+fn command_of(model: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OCELLI_")) {
         command.env_remove(name);
     }
-    command.args(["serve", MODEL, "--device", "cpu"]).args(args).stdin(Stdio::null());
+    command.args(["serve", model, "--device", "cpu"]).args(args).stdin(Stdio::null());
     command
 }
 
 impl Server {
     pub fn start(args: &[&str]) -> Server {
-        let mut child = command(args).args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+        Server::of(MODEL, args)
+    }
+
+    pub fn of(model: &str, args: &[&str]) -> Server {
+        let mut child = command_of(model, args).args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         let port = loop {

@@ -96,8 +96,9 @@ fn read(paths: &[PathBuf]) -> Result<Vec<ImageInput>> {
 type Time = fn(&Output) -> f64;
 
 /// Every time by its name in the report and in words.
-const TIMES: [(&str, &str, Time); 5] = [
+const TIMES: [(&str, &str, Time); 6] = [
     ("prepare_ms", "pictures and tokens ready", |o| o.timings.prepare_ms),
+    ("queue_ms", "then until it is served", |o| o.timings.queue_ms),
     ("prefill_ms", "then to the first token", |o| o.timings.prefill_ms),
     ("ttft_ms", "first token", |o| o.timings.ttft_ms),
     ("tpot_ms", "every token after it", |o| o.timings.decode_ms / (o.outputs[0].token_ids.len() as f64 - 1.0).max(1.0)),

@@ -269,7 +269,7 @@ impl Run<'_> {
             Some(name) => name,
             None => served.first().cloned().unwrap_or_else(|| self.engine.model_name().to_owned()),
         };
-        if chat.stream {
+        if chat.delivery.stream {
             let message = "stream is true; a batch has whole answers alone";
             return Err(ApiError::invalid("stream", "unsupported_parameter", message));
         }

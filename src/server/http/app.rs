@@ -12,13 +12,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::HttpOptions;
 use super::failure::Failure;
+use super::stages::Stages;
 use crate::Error;
 use crate::engine::Engine;
 use crate::server::media::Media;
 use crate::server::openai::{ApiError, now};
-
-/// Requests whose pictures are fetched and decoded at the same time, each on a thread.
-const LOADERS: usize = 8;
 
 pub(super) struct App {
     pub engine: Engine,
@@ -27,7 +25,7 @@ pub(super) struct App {
     /// Of requests that run or wait.
     places: Arc<Semaphore>,
     total: usize,
-    pub loaders: Arc<Semaphore>,
+    pub stages: Stages,
     /// Whether new requests are welcome.
     pub ready: AtomicBool,
     /// Seconds since 1970.
@@ -47,7 +45,7 @@ impl App {
             options,
             places: Arc::new(Semaphore::new(total)),
             total,
-            loaders: Arc::new(Semaphore::new(LOADERS)),
+            stages: Stages::new(),
             ready: AtomicBool::new(true),
             started: now(),
             fatal: Notify::new(),
@@ -67,6 +65,16 @@ impl App {
     /// Places that are taken.
     pub fn load(&self) -> usize {
         self.total - self.places.available_permits()
+    }
+
+    /// The name under which a request is answered.
+    pub fn model(&self, asked: Option<String>) -> Result<String, ApiError> {
+        let served = &self.options.served_model_names;
+        match asked {
+            Some(name) if !served.contains(&name) => Err(ApiError::no_such_model(&name, served)),
+            Some(name) => Ok(name),
+            None => Ok(served[0].clone()),
+        }
     }
 
     /// An error of the engine as it leaves the server. What is not the request's fault is for the log.
@@ -93,7 +101,9 @@ impl App {
     fn knows_key(&self, request: &Request) -> bool {
         let Some(key) = &self.options.api_key else { return true };
         let path = request.uri().path();
-        if path != "/v1" && !path.starts_with("/v1/") {
+        // What makes the engine work or pictures be fetched, wherever it is.
+        let guarded = path == "/v1" || path.starts_with("/v1/") || ["/tokenize", "/detokenize"].contains(&path);
+        if !guarded {
             return true;
         }
         let given = request.headers().get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());

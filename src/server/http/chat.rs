@@ -2,65 +2,36 @@
 
 use std::sync::Arc;
 
-use anyhow::anyhow;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use tokio::task::spawn_blocking;
 
 use super::app::App;
 use super::failure::Failure;
-use super::{body, events};
+use super::streams::Streams;
+use super::{body, events, stages};
 use crate::Error;
-use crate::engine::Stream;
-use crate::server::openai::{ApiError, ChatRequest, Chunks, ImageUrl, Report, chat_completion, unique_id};
-
-/// A request that the engine has.
-struct Asked {
-    answer: Stream,
-    model: String,
-    report: Report,
-    n: usize,
-    stream: bool,
-    include_usage: bool,
-}
+use crate::server::openai::{ChatRequest, Chunks, Form, Shape, chat_completion, unique_id};
 
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
     let place = app.enter()?;
     let body = body::json(request, app.options.max_body_bytes).await?;
-    let Asked { mut answer, model, report, n, stream, include_usage } = load(&app, body).await?;
-    let id = unique_id("chatcmpl-");
-    if stream {
-        return events::answer(app, answer, Chunks::new(id, model, report, n), include_usage, place).await;
+    let read = move |app: &App| {
+        let mut chat = ChatRequest::parse(&body, app.engine.max_images())?;
+        Ok((app.model(chat.model.take())?, chat))
+    };
+    let (model, mut chat) = stages::work(&app, read).await?;
+    let fetched = stages::fetch(&app, std::mem::take(&mut chat.images)).await?;
+    let (id, report, delivery, n) = (unique_id("chatcmpl-"), chat.report, chat.delivery, chat.sampling.n);
+    let ask = move |app: &App| Ok(app.engine.submit(chat.into_request(stages::bytes(app, fetched)?)));
+    let mut answer = stages::work(&app, ask).await?;
+    if delivery.stream {
+        let form = Form { id, model, report, delivery, n, prompt_tokens: answer.prompt_tokens() };
+        let chunks = Chunks::new(form, Shape::Chat, app.engine.tokenizer());
+        return events::answer(app, Streams::new(vec![answer]), chunks, place).await;
     }
     let output = answer.complete().await.map_err(|error| app.failure(&error))?;
     let body = chat_completion(&id, &model, app.engine.tokenizer(), report, &output);
     let body = body.map_err(|error| app.failure(&Error::Model(error)))?;
     Ok(Json(body).into_response())
-}
-
-/// Read the request, fetch and decode its pictures, and ask the engine: on a thread of its own, of which there are a few.
-async fn load(app: &Arc<App>, body: String) -> Result<Asked, Failure> {
-    let failed = || app.failure(&Error::Model(anyhow!("reading the request failed")));
-    let permit = app.loaders.clone().acquire_owned().await.map_err(|_| failed())?;
-    let own = app.clone();
-    let asked = spawn_blocking(move || {
-        // Not before the work is done: whoever waits for it may be gone earlier.
-        let _permit = permit;
-        ask(&own, &body)
-    });
-    Ok(asked.await.map_err(|_| failed())??)
-}
-
-fn ask(app: &App, body: &str) -> Result<Asked, ApiError> {
-    let mut chat = ChatRequest::parse(body, app.engine.max_images())?;
-    let served = &app.options.served_model_names;
-    let model = chat.model.take().unwrap_or_else(|| served[0].clone());
-    if !served.contains(&model) {
-        return Err(ApiError::no_such_model(&model, served));
-    }
-    let fetch = |image: &ImageUrl| app.media.fetch(&image.url).map_err(|e| e.at(&image.param));
-    let images = chat.images.iter().map(fetch).collect::<Result<Vec<_>, _>>()?;
-    let (report, n, stream, include_usage) = (chat.report, chat.sampling.n, chat.stream, chat.include_usage);
-    Ok(Asked { answer: app.engine.submit(chat.into_request(images)), model, report, n, stream, include_usage })
 }

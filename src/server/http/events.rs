@@ -16,20 +16,24 @@ use tokio::time::timeout;
 
 use super::app::App;
 use super::failure::Failure;
+use super::streams::Streams;
 use crate::Error;
-use crate::engine::{Event, Stream};
+use crate::engine::Event;
 use crate::server::openai::Chunks;
 
 /// Events that a client may be behind.
 const BEHIND: usize = 64;
 /// How long a client that is so far behind may read nothing.
 const STALL: Duration = Duration::from_secs(30);
-/// The end of every stream.
+/// The end of every stream that is whole.
 const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// An event, and whether it is the last.
+type Line = (Bytes, bool);
 
 /// The body of the answer. Dropped when the client goes away.
 struct Events {
-    receiver: Receiver<Bytes>,
+    receiver: Receiver<Line>,
     done: bool,
 }
 
@@ -51,8 +55,8 @@ impl HttpBody for Events {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         Poll::Ready(match ready!(self.receiver.poll_recv(cx)) {
-            Some(bytes) => {
-                self.done = bytes == DONE;
+            Some((bytes, last)) => {
+                self.done = last;
                 Some(Ok(Frame::data(bytes)))
             }
             None if self.done => None,
@@ -65,57 +69,57 @@ impl HttpBody for Events {
 /// Answer with events. What fails before the first of them is an error of its own status.
 pub(super) async fn answer(
     app: Arc<App>,
-    mut stream: Stream,
+    mut streams: Streams,
     chunks: Chunks,
-    include_usage: bool,
     place: OwnedSemaphorePermit,
 ) -> Result<Response, Failure> {
-    let first = match stream.next().await {
-        Some(Event::Failed(error)) => return Err(app.failure(&error)),
+    let first = match streams.next().await {
+        Some((_, Event::Failed(error))) => return Err(app.failure(&error)),
         first => first,
     };
     let (sender, receiver) = channel(BEHIND);
     tokio::spawn(async move {
         // Kept as long as the request is.
         let _place = place;
-        write(&app, stream, first, chunks, include_usage, &sender).await;
+        write(&app, streams, first, chunks, &sender).await;
     });
     let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-cache")];
     Ok((headers, Body::new(Events { receiver, done: false })).into_response())
 }
 
-/// Write events until the last, or until nobody reads them. Then the stream is dropped, and the request with it.
+/// Write events until the last, or until nobody reads them. Then the streams are dropped, and the request with them. An error
+/// is the last: behind it there is no `[DONE]`, so that no client takes half an answer for a whole one.
 async fn write(
     app: &App,
-    mut stream: Stream,
-    mut next: Option<Event>,
+    mut streams: Streams,
+    mut next: Option<(usize, Event)>,
     mut chunks: Chunks,
-    include_usage: bool,
-    sender: &Sender<Bytes>,
+    sender: &Sender<Line>,
 ) {
-    while let Some(event) = next {
+    while let Some((prompt, event)) = next {
         let values = match event {
-            Event::Piece(piece) => chunks
-                .piece(app.engine.tokenizer(), &piece)
-                .unwrap_or_else(|error| vec![app.failure(&Error::Model(error)).0.body()]),
-            Event::Done(output) => {
-                let mut last = chunks.done(&output);
-                last.extend(include_usage.then(|| chunks.usage(&output)));
-                last
+            Event::Piece(piece) => chunks.piece(prompt, &piece).map_err(Error::Model),
+            Event::Done(output) => Ok(chunks.done(prompt, &output)),
+            Event::Failed(error) => Err(error),
+        };
+        let values = match values {
+            Ok(values) => values,
+            Err(error) => {
+                send(sender, (line(&app.failure(&error).0.body()), true)).await;
+                return;
             }
-            Event::Failed(error) => vec![app.failure(&error).0.body()],
         };
         for value in values {
-            if !send(sender, line(&value)).await {
+            if !send(sender, (line(&value), false)).await {
                 return;
             }
         }
         next = tokio::select! {
-            event = stream.next() => event,
+            event = streams.next() => event,
             () = sender.closed() => return,
         };
     }
-    send(sender, Bytes::from_static(DONE)).await;
+    send(sender, (Bytes::from_static(DONE), true)).await;
 }
 
 fn line(value: &Value) -> Bytes {
@@ -123,6 +127,6 @@ fn line(value: &Value) -> Bytes {
 }
 
 /// Whether somebody will read it.
-async fn send(sender: &Sender<Bytes>, bytes: Bytes) -> bool {
-    matches!(timeout(STALL, sender.send(bytes)).await, Ok(Ok(())))
+async fn send(sender: &Sender<Line>, line: Line) -> bool {
+    matches!(timeout(STALL, sender.send(line)).await, Ok(Ok(())))
 }

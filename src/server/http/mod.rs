@@ -1,8 +1,8 @@
 //! The HTTP server: OpenAI's routes in front of an engine.
 //!
 //! The address is taken before a model is loaded and nobody can connect until it is. A request takes a place, of which there
-//! are as many as may run and wait; then its body is read, on a few threads of their own its pictures are fetched and decoded,
-//! and the engine is asked. A client that goes away drops what waits for its answer, and that cancels the request.
+//! are as many as may run and wait; then its body is read, its pictures are fetched, and they and the text are made ready for
+//! the engine, each on threads of its own. A client that goes away drops what waits for its answer, and that cancels the request.
 //!
 //! | module | job |
 //! |---|---|
@@ -10,19 +10,27 @@
 //! | `app` | what all requests share: the engine, the limits, the key |
 //! | `body` | the body of a request, within its limits |
 //! | `chat` | `/v1/chat/completions` |
+//! | `completions` | `/v1/completions` |
 //! | `events` | an answer as server-sent events |
 //! | `failure` | errors as answers |
 //! | `metrics` | `/metrics` |
+//! | `stages` | what a request goes through before the engine has it, and on which threads |
 //! | `status` | what there is, and how it is |
+//! | `streams` | the answers to several prompts as one |
+//! | `tokenize` | `/tokenize` and `/detokenize` |
 
 mod accept;
 mod app;
 mod body;
 mod chat;
+mod completions;
 mod events;
 mod failure;
 mod metrics;
+mod stages;
 mod status;
+mod streams;
+mod tokenize;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -46,7 +54,7 @@ const BACKLOG: u32 = 1024;
 pub struct HttpOptions {
     /// Names that `model` may have in a request, one at least; answers to requests without one carry the first.
     pub served_model_names: Vec<String>,
-    /// What requests below `/v1` must bring as `Authorization: Bearer KEY`; without one, nothing.
+    /// What requests below `/v1`, and for tokens, must bring as `Authorization: Bearer KEY`; without one, nothing.
     pub api_key: Option<String>,
     /// Longest body of a request.
     pub max_body_bytes: usize,
@@ -103,7 +111,10 @@ impl Bound {
 fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
         .route("/v1/models", get(status::models))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/ping", get(status::health).post(status::health))

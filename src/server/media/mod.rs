@@ -92,6 +92,11 @@ impl fmt::Display for MediaError {
 
 impl std::error::Error for MediaError {}
 
+/// Whether a URL holds its bytes itself, so that [`Media::fetch`] waits for nobody.
+pub fn is_data(url: &str) -> bool {
+    url.split_once(':').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("data"))
+}
+
 /// Fetches pictures. For any number of threads at once; each fetch blocks its own.
 pub struct Media {
     options: MediaOptions,

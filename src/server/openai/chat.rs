@@ -2,9 +2,11 @@
 
 use serde_json::Value;
 
-use super::ApiError;
+use super::delivery::{cache_salt, model};
 use super::fields::{Fields, invalid, shown};
-use super::sampling::{sampling, unsupported};
+use super::sampling::{chat_logprobs, check, sampling};
+use super::unsupported::unsupported;
+use super::{ApiError, Delivery, Report};
 use crate::config::ProcessorKwargs;
 use crate::engine::{ImageInput, Prompt, Request, Sampling};
 use crate::text::{Message, Part, Role};
@@ -16,31 +18,20 @@ pub struct ChatRequest {
     pub model: Option<String>,
     /// The conversation.
     pub messages: Vec<Message>,
+    /// Whether an answer begins behind it; if not, its last message goes on.
+    pub add_generation_prompt: bool,
     /// Its pictures, in the order in which it shows them.
     pub images: Vec<ImageUrl>,
     /// How the answer is sampled.
     pub sampling: Sampling,
     /// What is reported beside the text.
     pub report: Report,
-    /// Whether the answer comes piece by piece.
-    pub stream: bool,
-    /// Whether the last piece is followed by what the request took.
-    pub include_usage: bool,
+    /// How the answer is handed over.
+    pub delivery: Delivery,
     /// Requests share cached prompts with those of the same salt alone.
     pub cache_salt: Option<String>,
     /// Options of the picture processor.
     pub mm_processor_kwargs: ProcessorKwargs,
-}
-
-/// What an answer reports beside its text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// The log-probabilities of its tokens.
-    pub logprobs: bool,
-    /// Those of the prompt.
-    pub prompt_logprobs: bool,
-    /// The ids of both.
-    pub token_ids: bool,
 }
 
 /// Where a picture is.
@@ -52,11 +43,16 @@ pub struct ImageUrl {
     pub param: String,
 }
 
+/// Messages, and their pictures.
+pub(super) struct Conversation {
+    pub messages: Vec<Message>,
+    pub add_generation_prompt: bool,
+    pub images: Vec<ImageUrl>,
+    pub mm_processor_kwargs: ProcessorKwargs,
+}
+
 /// What a message may hold beside text.
 const KNOWN_PARTS: &str = "text or image_url";
-
-/// Longest salt, in bytes.
-const MAX_SALT: usize = 1024;
 
 impl ChatRequest {
     /// Check a body. Pictures are counted, and refused if there are more than `max_images`, before anybody fetches one.
@@ -64,18 +60,74 @@ impl ChatRequest {
     /// # Errors
     /// Names the field, its value and what is allowed.
     pub fn parse(body: &str, max_images: usize) -> Result<ChatRequest, ApiError> {
-        let body = serde_json::from_str(body)
-            .map_err(|error| ApiError::refused("invalid_json", format!("the body is no JSON: {error}")))?;
-        let mut fields = Fields::new("", body)?;
-        let Some(Value::Array(items)) = fields.take("messages") else {
-            return Err(ApiError::invalid(
-                "messages",
-                "missing_required_parameter",
-                "messages must be a list of messages",
-            ));
-        };
+        let mut fields = Fields::parse(body)?;
+        // Before all else: without it the body is most likely meant for somebody else.
+        let messages = Conversation::items(&mut fields)?;
         unsupported(&mut fields)?;
-        let (sampling, logprobs) = sampling(&mut fields)?;
+        fields.only("echo", &[Value::Bool(false)], "leave it out")?;
+        fields.only("best_of", &[Value::from(1)], "leave it out")?;
+        let (logprobs, top_logprobs) = chat_logprobs(&mut fields)?;
+        let sampling = Sampling { top_logprobs, ..sampling(&mut fields)? };
+        check(&sampling)?;
+        let conversation = Conversation::read(messages, &mut fields, max_images)?;
+        let cache_salt = cache_salt(&mut fields)?;
+        let report = Report {
+            logprobs,
+            prompt_logprobs: sampling.prompt_logprobs.is_some(),
+            token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+            timings: fields.flag("return_timings")?.unwrap_or(false),
+        };
+        let delivery = Delivery::read(&mut fields)?;
+        if delivery.stream && report.prompt_logprobs {
+            return Err(invalid("prompt_logprobs", "prompt_logprobs are not streamed; leave out stream".into()));
+        }
+        let Conversation { messages, add_generation_prompt, images, mm_processor_kwargs } = conversation;
+        Ok(ChatRequest {
+            model: model(&mut fields)?,
+            messages,
+            add_generation_prompt,
+            images,
+            sampling,
+            report,
+            delivery,
+            cache_salt,
+            mm_processor_kwargs,
+        })
+    }
+
+    /// The engine's request, with the bytes of [`ChatRequest::images`] in their order.
+    pub fn into_request(self, images: Vec<Vec<u8>>) -> Request {
+        Request {
+            prompt: prompt(self.messages, self.add_generation_prompt),
+            images: images.into_iter().map(ImageInput::from).collect(),
+            sampling: self.sampling,
+            cache_salt: self.cache_salt,
+            mm_processor_kwargs: self.mm_processor_kwargs,
+        }
+    }
+}
+
+/// A conversation for the chat template.
+pub(super) fn prompt(messages: Vec<Message>, add_generation_prompt: bool) -> Prompt {
+    if add_generation_prompt { Prompt::Chat(messages) } else { Prompt::Transcript(messages) }
+}
+
+impl Conversation {
+    /// The messages, not looked at yet.
+    pub fn items(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+        match fields.take("messages") {
+            Some(Value::Array(items)) => Ok(items),
+            _ => {
+                let message = "messages must be a list of messages";
+                Err(ApiError::invalid("messages", "missing_required_parameter", message))
+            }
+        }
+    }
+
+    /// What a request says of its prompt.
+    pub fn read(items: Vec<Value>, fields: &mut Fields, max_images: usize) -> Result<Conversation, ApiError> {
+        let remedy = "the template says where BOS stands: leave it out";
+        fields.only("add_special_tokens", &[Value::Bool(false)], remedy)?;
         let mut images = Vec::new();
         let message = |(i, item)| message(&format!("messages[{i}]"), item, &mut images);
         let messages = items.into_iter().enumerate().map(message).collect::<Result<Vec<_>, _>>()?;
@@ -88,54 +140,13 @@ impl ChatRequest {
                 format!("messages show {found} pictures; at most {max_images} are allowed (--limit-mm-per-prompt)");
             return Err(ApiError::invalid("messages", "too_many_images", message));
         }
-        let cache_salt = fields.text("cache_salt")?;
-        if cache_salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.len() > MAX_SALT) {
-            return Err(invalid("cache_salt", format!("cache_salt must have 1 to {MAX_SALT} bytes")));
-        }
-        let report = Report {
-            logprobs,
-            prompt_logprobs: sampling.prompt_logprobs.is_some(),
-            token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
-        };
-        let stream = fields.flag("stream")?.unwrap_or(false);
-        let include_usage = stream_options(&mut fields, stream)?;
-        if stream && report.prompt_logprobs {
-            return Err(invalid("prompt_logprobs", "prompt_logprobs are not streamed; leave out stream".into()));
-        }
-        Ok(ChatRequest {
-            model: fields.text("model")?.filter(|name| !name.is_empty()),
+        Ok(Conversation {
             messages,
+            add_generation_prompt: fields.flag("add_generation_prompt")?.unwrap_or(true),
             images,
-            sampling,
-            report,
-            stream,
-            include_usage,
-            cache_salt,
             mm_processor_kwargs: fields.read("mm_processor_kwargs", "an object", kwargs)?.unwrap_or_default(),
         })
     }
-
-    /// The engine's request, with the bytes of [`ChatRequest::images`] in their order.
-    pub fn into_request(self, images: Vec<Vec<u8>>) -> Request {
-        Request {
-            prompt: Prompt::Chat(self.messages),
-            images: images.into_iter().map(ImageInput::from).collect(),
-            sampling: self.sampling,
-            cache_salt: self.cache_salt,
-            mm_processor_kwargs: self.mm_processor_kwargs,
-        }
-    }
-}
-
-/// Whether usage is wanted. There are options only where there is a stream.
-fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    let Some(options) = fields.take("stream_options") else { return Ok(false) };
-    if !stream {
-        return Err(invalid("stream_options", "stream_options is set and stream is not true; set it".into()));
-    }
-    let mut options = Fields::new("stream_options", options)?;
-    options.only("continuous_usage_stats", &Value::Bool(false))?;
-    Ok(options.flag("include_usage")?.unwrap_or(false))
 }
 
 fn kwargs(value: &Value) -> Option<ProcessorKwargs> {
@@ -149,8 +160,8 @@ fn message(at: &str, item: Value, images: &mut Vec<ImageUrl>) -> Result<Message,
     let name = if name == "developer" { "system" } else { &name };
     let role: Role =
         name.parse().map_err(|error| invalid(&fields.at("role"), format!("{}: {error}", fields.at("role"))))?;
-    fields.only("tool_calls", &Value::Array(Vec::new()))?;
-    fields.only("function_call", &Value::Null)?;
+    fields.only("tool_calls", &[Value::Array(Vec::new())], "leave it out")?;
+    fields.only("function_call", &[], "leave it out")?;
     let at = fields.at("content");
     let parts = match fields.take("content") {
         None if role == Role::Assistant => Vec::new(),

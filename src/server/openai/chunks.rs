@@ -1,91 +1,194 @@
-//! An answer piece by piece, as `chat.completion.chunk`s.
+//! Answers piece by piece, as `chat.completion.chunk`s or `text_completion`s.
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Report;
-use super::response::{finish_reason, logprob_entry, now, usage};
-use crate::engine::{Output, Piece};
+use super::offsets::Offsets;
+use super::response::{finish_reason, logprob_entry, now};
+use super::text::LegacyLogprobs;
+use super::usage::{Usage, so_far, timings};
+use super::{Delivery, Report};
+use crate::engine::{End, Output, Piece};
 use crate::text::Tokenizer;
 
-/// The chunks of one answer. Its first and its last event are given to it, and all between, in their order.
-#[derive(Debug)]
+/// What all chunks of a request have in common.
+#[derive(Clone, Debug)]
+pub struct Form {
+    /// Of all of them.
+    pub id: String,
+    /// The name that was asked for.
+    pub model: String,
+    /// What they report beside the text.
+    pub report: Report,
+    /// Where they say what the request took.
+    pub delivery: Delivery,
+    /// Answers to each prompt.
+    pub n: usize,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+}
+
+/// Whose chunks they are.
+#[derive(Clone, Debug)]
+pub enum Shape {
+    /// Those of `/v1/chat/completions`, which has one prompt.
+    Chat,
+    /// Those of `/v1/completions`, with what each answer to each prompt begins with: the prompt, or nothing.
+    Text(Vec<String>),
+}
+
+/// The chunks of a request. The events of its prompts are given to it in their order.
 pub struct Chunks {
-    id: String,
-    model: String,
+    form: Form,
+    shape: Shape,
     created: u64,
-    report: Report,
-    /// For each of the request's answers, the bytes of text that were sent; none before its first chunk.
-    sent: Vec<Option<usize>>,
+    tokenizer: Arc<Tokenizer>,
+    /// For each prompt, its answers.
+    choices: Vec<Choice>,
+    /// Prompts whose last event has not come.
+    left: usize,
+    usage: Usage,
+}
+
+/// How far an answer is.
+#[derive(Clone, Default)]
+struct Choice {
+    begun: bool,
+    ended: bool,
+    /// Bytes of text that were sent.
+    bytes: usize,
+    tokens: usize,
+    /// Where they are reported.
+    offsets: Option<Offsets>,
 }
 
 impl Chunks {
-    /// Of `n` answers to a request; `id` is that of all its chunks, `model` the name that was asked for.
-    pub fn new(id: String, model: String, report: Report, n: usize) -> Chunks {
-        Chunks { id, model, created: now(), report, sent: vec![None; n] }
+    /// None yet.
+    pub fn new(form: Form, shape: Shape, tokenizer: &Arc<Tokenizer>) -> Chunks {
+        let choice = |echo: &str| {
+            let offsets = form.report.logprobs.then(|| Offsets::new(tokenizer, echo.chars().count()));
+            vec![Choice { offsets, ..Choice::default() }; form.n]
+        };
+        let choices: Vec<_> = match &shape {
+            Shape::Chat => vec![Choice::default(); form.n],
+            Shape::Text(echoes) => echoes.iter().flat_map(|echo| choice(echo)).collect(),
+        };
+        let left = choices.len() / form.n.max(1);
+        Chunks { created: now(), tokenizer: tokenizer.clone(), choices, left, usage: Usage::default(), form, shape }
     }
 
-    /// What a token adds: nothing while its text is held back, unless more than the text is reported.
+    /// What a token of an answer to `prompt`, counted from 0, adds: nothing while its text is held back, unless more than the
+    /// text is reported. The last of an answer says how that ended.
     ///
     /// # Errors
     /// If the tokenizer cannot show a token.
-    pub fn piece(&mut self, tokenizer: &Tokenizer, piece: &Piece) -> anyhow::Result<Vec<Value>> {
-        let mut chunks = self.begin(piece.index);
-        self.sent[piece.index] = self.sent[piece.index].map(|bytes| bytes + piece.text.len());
-        if piece.text.is_empty() && !self.report.logprobs && !self.report.token_ids {
+    pub fn piece(&mut self, prompt: usize, piece: &Piece) -> anyhow::Result<Vec<Value>> {
+        let index = prompt * self.form.n + piece.index;
+        let mut chunks = self.begin(index);
+        let choice = &mut self.choices[index];
+        choice.bytes += piece.text.len();
+        choice.tokens += 1;
+        choice.ended = piece.end.is_some();
+        let Report { logprobs, token_ids, .. } = self.form.report;
+        if piece.text.is_empty() && !choice.ended && !logprobs && !token_ids {
             return Ok(chunks);
         }
-        let mut choice = json!({ "index": piece.index, "delta": { "content": piece.text }, "finish_reason": null });
-        if self.report.logprobs {
-            let entry = logprob_entry(tokenizer, piece.token_id, piece.logprob, &piece.top_logprobs)?;
-            choice["logprobs"] = json!({ "content": [entry] });
+        let mut value = self.choice(index, &piece.text, piece.end.as_ref());
+        if logprobs {
+            value["logprobs"] = self.logprobs(index, piece)?;
         }
-        if self.report.token_ids {
-            choice["token_ids"] = json!([piece.token_id]);
+        if token_ids {
+            value["token_ids"] = json!([piece.token_id]);
         }
-        chunks.push(self.chunk(&[choice]));
+        chunks.push(self.chunk(&[value]));
         Ok(chunks)
     }
 
-    /// The end of each answer, with the text that was held back to it.
-    pub fn done(&mut self, output: &Output) -> Vec<Value> {
+    /// A prompt has no more events. Answers to it that were cancelled end, with the text that was held back; behind the last
+    /// prompt, a chunk without a choice says what was asked for of the whole request.
+    pub fn done(&mut self, prompt: usize, output: &Output) -> Vec<Value> {
         let mut chunks = Vec::new();
         for completion in &output.outputs {
-            chunks.extend(self.begin(completion.index));
-            let rest = completion.text.get(self.sent[completion.index].unwrap_or(0)..).unwrap_or_default();
-            chunks.push(self.chunk(&[json!({
-                "index": completion.index,
-                "delta": if rest.is_empty() { json!({}) } else { json!({ "content": rest }) },
-                "finish_reason": finish_reason(completion),
-                "stop_reason": completion.stop_reason,
-            })]));
+            let index = prompt * self.form.n + completion.index;
+            if self.choices[index].ended {
+                continue;
+            }
+            chunks.extend(self.begin(index));
+            let rest = completion.text.get(self.choices[index].bytes..).unwrap_or_default();
+            let end = End { finish_reason: completion.finish_reason, stop_reason: completion.stop_reason.clone() };
+            chunks.push(self.chunk(&[self.choice(index, rest, Some(&end))]));
+        }
+        self.usage.add(output);
+        self.left -= 1;
+        let Form { delivery, report, .. } = &self.form;
+        if self.left == 0 && (delivery.include_usage || report.timings) {
+            let mut chunk = self.chunk(&[]);
+            if delivery.include_usage {
+                chunk["usage"] = self.usage.json();
+            }
+            if report.timings {
+                chunk["timings"] = timings(output);
+            }
+            chunks.push(chunk);
         }
         chunks
     }
 
-    /// What the whole request took, in a chunk without a choice.
-    pub fn usage(&self, output: &Output) -> Value {
-        let mut chunk = self.chunk(&[]);
-        chunk["usage"] = usage(output);
-        chunk
-    }
-
-    /// The first chunk of an answer, unless it was sent.
+    /// The first chunk of an answer, unless it was sent or there is nothing to say in it.
     fn begin(&mut self, index: usize) -> Vec<Value> {
-        if self.sent[index].is_some() {
+        if std::mem::replace(&mut self.choices[index].begun, true) {
             return Vec::new();
         }
-        self.sent[index] = Some(0);
-        let delta = json!({ "role": "assistant", "content": "" });
-        vec![self.chunk(&[json!({ "index": index, "delta": delta, "finish_reason": null })])]
+        let first = match &self.shape {
+            Shape::Chat => json!({
+                "index": index, "delta": { "role": "assistant", "content": "" }, "finish_reason": null,
+            }),
+            Shape::Text(echoes) if echoes[index / self.form.n].is_empty() => return Vec::new(),
+            Shape::Text(echoes) => self.choice(index, &echoes[index / self.form.n], None),
+        };
+        vec![self.chunk(&[first])]
+    }
+
+    fn choice(&self, index: usize, text: &str, end: Option<&End>) -> Value {
+        let mut choice = match &self.shape {
+            Shape::Chat if text.is_empty() && end.is_some() => json!({ "index": index, "delta": {} }),
+            Shape::Chat => json!({ "index": index, "delta": { "content": text } }),
+            Shape::Text(_) => json!({ "index": index, "text": text, "logprobs": null }),
+        };
+        choice["finish_reason"] = json!(end.map(|end| finish_reason(end.finish_reason)));
+        if let Some(end) = end {
+            choice["stop_reason"] = json!(end.stop_reason);
+        }
+        choice
+    }
+
+    fn logprobs(&mut self, index: usize, piece: &Piece) -> anyhow::Result<Value> {
+        let (id, top) = (piece.token_id, &piece.top_logprobs);
+        let Some(offsets) = &mut self.choices[index].offsets else {
+            let entry = logprob_entry(&self.tokenizer, id, piece.logprob, top)?;
+            return Ok(json!({ "content": [entry] }));
+        };
+        let mut logprobs = LegacyLogprobs::default();
+        logprobs.push(&self.tokenizer, id, Some(piece.logprob), top, offsets.next(id)?)?;
+        Ok(json!(logprobs))
     }
 
     fn chunk(&self, choices: &[Value]) -> Value {
-        json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
+        let object = match self.shape {
+            Shape::Chat => "chat.completion.chunk",
+            Shape::Text(_) => "text_completion",
+        };
+        let mut chunk = json!({
+            "id": self.form.id,
+            "object": object,
             "created": self.created,
-            "model": self.model,
+            "model": self.form.model,
             "choices": choices,
-        })
+        });
+        if self.form.delivery.continuous_usage {
+            chunk["usage"] = so_far(self.form.prompt_tokens, self.choices.iter().map(|c| c.tokens).sum());
+        }
+        chunk
     }
 }

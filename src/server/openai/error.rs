@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::Error;
+use crate::engine::PromptTooLong;
 
 /// What is wrong with a request, or why there is no answer: the object behind `"error"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,6 +57,9 @@ impl From<&Error> for ApiError {
     fn from(error: &Error) -> ApiError {
         let message = error.to_string();
         match error {
+            Error::Request(inner) if inner.is::<PromptTooLong>() => {
+                ApiError::refused("context_length_exceeded", message)
+            }
             Error::Request(_) => ApiError::refused("invalid_request", message),
             // For good: it would not fit were it alone.
             Error::Capacity(_) => ApiError::refused("capacity_exceeded", message),

@@ -28,6 +28,13 @@ impl Fields {
         }
     }
 
+    /// The body of a request.
+    pub fn parse(body: &str) -> Result<Fields, ApiError> {
+        let body = serde_json::from_str(body)
+            .map_err(|error| ApiError::refused("invalid_json", format!("the body is no JSON: {error}")))?;
+        Fields::new("", body)
+    }
+
     /// A field's full name.
     pub fn at(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
@@ -87,12 +94,12 @@ impl Fields {
         }
     }
 
-    /// Refuse a field unless it is absent or has the one value that changes nothing.
-    pub fn only(&mut self, name: &str, harmless: &Value) -> Result<(), ApiError> {
+    /// Refuse a field unless it is absent or has a value that changes nothing; `remedy` is what to do.
+    pub fn only(&mut self, name: &str, harmless: &[Value], remedy: &str) -> Result<(), ApiError> {
         match self.take(name) {
-            Some(value) if value != *harmless => {
+            Some(value) if !harmless.contains(&value) => {
                 let at = self.at(name);
-                let message = format!("{at} is {}, which is not supported; leave it out", shown(&value));
+                let message = format!("{at} is {}, which is not supported; {remedy}", shown(&value));
                 Err(ApiError::invalid(at, "unsupported_parameter", message))
             }
             _ => Ok(()),

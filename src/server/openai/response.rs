@@ -6,11 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::Report;
+use super::usage::{Usage, timings};
 use crate::engine::{Completion, FinishReason, Output, Sampled};
 use crate::text::Tokenizer;
 
 /// Lowest log-probability that is reported: JSON has no infinity.
-const FLOOR: f32 = -9999.0;
+pub(super) const FLOOR: f32 = -9999.0;
+/// What answers.
+pub(super) const FINGERPRINT: &str = concat!("ocelli-", env!("CARGO_PKG_VERSION"));
 
 /// The object that `/v1/chat/completions` answers with; `id` is its own, `model` the name that was asked for.
 ///
@@ -25,24 +28,23 @@ pub fn chat_completion(
 ) -> anyhow::Result<Value> {
     let choice = |completion| choice(tokenizer, report, completion);
     let choices = output.outputs.iter().map(choice).collect::<anyhow::Result<Vec<_>>>()?;
-    let prompt_logprobs = if report.prompt_logprobs {
-        let tokens = output.prompt_logprobs.iter().map(|token| prompt_logprob(tokenizer, token.as_ref()));
-        tokens.collect::<anyhow::Result<Vec<_>>>()?.into()
-    } else {
-        Value::Null
-    };
-    Ok(json!({
+    let prompt_logprobs = if report.prompt_logprobs { prompt_logprobs(tokenizer, output)? } else { Value::Null };
+    let mut body = json!({
         "id": id,
         "object": "chat.completion",
         "created": now(),
         "model": model,
         "choices": choices,
         "service_tier": null,
-        "system_fingerprint": concat!("ocelli-", env!("CARGO_PKG_VERSION")),
-        "usage": usage(output),
+        "system_fingerprint": FINGERPRINT,
+        "usage": Usage::of(output).json(),
         "prompt_logprobs": prompt_logprobs,
         "prompt_token_ids": report.token_ids.then_some(&output.prompt_token_ids),
-    }))
+    });
+    if report.timings {
+        body["timings"] = timings(output);
+    }
+    Ok(body)
 }
 
 /// Seconds since 1970.
@@ -50,35 +52,20 @@ pub(in crate::server) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Tokens read and written. Those of pictures count as they were expanded.
-pub(super) fn usage(output: &Output) -> Value {
-    let prompt = output.prompt_token_ids.len();
-    let completion: usize = output.outputs.iter().map(|o| o.token_ids.len()).sum();
-    json!({
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens": completion,
-        "prompt_tokens_details": {
-            "cached_tokens": output.cached_tokens,
-            "multimodal_tokens": { "image": output.image_tokens.iter().sum::<usize>() },
-        },
-    })
-}
-
 fn choice(tokenizer: &Tokenizer, report: Report, completion: &Completion) -> anyhow::Result<Value> {
     Ok(json!({
         "index": completion.index,
         "message": { "role": "assistant", "content": completion.text, "refusal": null },
         "logprobs": if report.logprobs { logprobs(tokenizer, completion)? } else { Value::Null },
-        "finish_reason": finish_reason(completion),
+        "finish_reason": finish_reason(completion.finish_reason),
         "stop_reason": completion.stop_reason,
         "token_ids": report.token_ids.then_some(&completion.token_ids),
     }))
 }
 
 /// Why an answer ended, in the words of the interface.
-pub(super) fn finish_reason(completion: &Completion) -> &'static str {
-    match completion.finish_reason {
+pub(super) fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
         FinishReason::Cancelled => "abort",
         other => other.name(),
     }
@@ -101,6 +88,12 @@ pub(super) fn logprob_entry(tokenizer: &Tokenizer, id: u32, logprob: f32, top: &
 fn logprob_of(tokenizer: &Tokenizer, id: u32, logprob: f32) -> anyhow::Result<Value> {
     let (token, bytes) = tokenizer.token_text(id)?;
     Ok(json!({ "token": token, "logprob": logprob.max(FLOOR), "bytes": bytes }))
+}
+
+/// The tokens of a prompt among their alternatives.
+pub(super) fn prompt_logprobs(tokenizer: &Tokenizer, output: &Output) -> anyhow::Result<Value> {
+    let tokens = output.prompt_logprobs.iter().map(|token| prompt_logprob(tokenizer, token.as_ref()));
+    Ok(tokens.collect::<anyhow::Result<Vec<_>>>()?.into())
 }
 
 /// A token of the prompt among its alternatives, by its id, as vLLM reports it. The rank is known of the most likely ones.

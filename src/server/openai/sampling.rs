@@ -2,64 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::ApiError;
-use super::fields::{Fields, invalid, token, whole};
+use super::delivery::tokens;
+use super::fields::{Fields, invalid, whole};
 use crate::engine::Sampling;
 
-/// What is there in vLLM or OpenAI and not here: a request that asks for it would be answered otherwise than it says.
-const UNSUPPORTED: [&str; 23] = [
-    "audio",
-    "best_of",
-    "chat_template",
-    "chat_template_kwargs",
-    "documents",
-    "function_call",
-    "functions",
-    "guided_choice",
-    "guided_decoding_backend",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "length_penalty",
-    "logits_processors",
-    "media_io_kwargs",
-    "prediction",
-    "prompt_embeds",
-    "reasoning_effort",
-    "structured_outputs",
-    "tools",
-    "truncate_prompt_tokens",
-    "thinking_token_budget",
-    "web_search_options",
-];
-
-/// Refuse what would change the answer and is not supported.
-pub(super) fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in UNSUPPORTED {
-        fields.only(name, &Value::Null)?;
-    }
-    fields.only("response_format", &json!({ "type": "text" }))?;
-    fields.only("modalities", &json!(["text"]))?;
-    for (name, harmless) in [
-        ("add_generation_prompt", true),
-        ("add_special_tokens", false),
-        ("continue_final_message", false),
-        ("echo", false),
-        ("return_tokens_as_token_ids", false),
-        ("skip_special_tokens", true),
-        ("spaces_between_special_tokens", true),
-        ("use_beam_search", false),
-    ] {
-        fields.only(name, &Value::Bool(harmless))?;
-    }
-    Ok(())
-}
-
-/// How the answer is sampled. The second is whether log-probabilities of the answer are reported.
-pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, bool), ApiError> {
-    let base = Sampling::default();
+/// Whether a chat reports the log-probabilities of its answer, and with how many alternatives.
+pub(super) fn chat_logprobs(fields: &mut Fields) -> Result<(bool, usize), ApiError> {
     let logprobs = fields.flag("logprobs")?.unwrap_or(false);
     let top_logprobs = fields.count("top_logprobs")?.unwrap_or(0);
     if top_logprobs > 0 && !logprobs {
@@ -68,12 +19,18 @@ pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, bool), ApiError
             format!("top_logprobs is {top_logprobs} and logprobs is not true; set it"),
         ));
     }
+    Ok((logprobs, top_logprobs))
+}
+
+/// How the answer is sampled, but for the alternatives that it reports. Not checked yet.
+pub(super) fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
+    let base = Sampling::default();
     let (old, new) = (fields.count("max_tokens")?, fields.count("max_completion_tokens")?);
     let seed = fields.read("seed", "a whole number", |value| {
         // A negative one is as good as its bits.
         value.as_u64().or_else(|| whole(value).map(|seed| seed as u64))
     })?;
-    let sampling = Sampling {
+    Ok(Sampling {
         n: fields.count("n")?.unwrap_or(base.n),
         temperature: fields.number("temperature")?.unwrap_or(base.temperature),
         top_p: fields.number("top_p")?.unwrap_or(base.top_p),
@@ -92,16 +49,19 @@ pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, bool), ApiError
         logit_bias: fields.read("logit_bias", "an object of token ids and numbers", biases)?.unwrap_or_default(),
         allowed_token_ids: fields.read("allowed_token_ids", "a list of token ids", tokens)?,
         bad_words: fields.read("bad_words", "a list of texts", texts)?.unwrap_or_default(),
-        top_logprobs,
+        top_logprobs: 0,
         prompt_logprobs: fields.count("prompt_logprobs")?,
-    };
+    })
+}
+
+/// Refuse what no model can be asked for.
+pub(super) fn check(sampling: &Sampling) -> Result<(), ApiError> {
     sampling.check().map_err(|error| {
         // The message begins with the name of what it is about.
         let message = error.to_string();
         let name = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
         invalid(name, message.clone())
-    })?;
-    Ok((sampling, logprobs))
+    })
 }
 
 /// 0 and -1 keep all.
@@ -115,10 +75,6 @@ fn texts(value: &Value) -> Option<Vec<String>> {
         Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
         _ => None,
     }
-}
-
-fn tokens(value: &Value) -> Option<Vec<u32>> {
-    value.as_array()?.iter().map(token).collect()
 }
 
 fn biases(value: &Value) -> Option<BTreeMap<u32, f64>> {
