@@ -7,6 +7,8 @@
 mod batch;
 mod bench;
 mod chat;
+#[cfg(any(feature = "cuda", feature = "server"))]
+mod date;
 mod doctor;
 mod image_args;
 mod inspect;

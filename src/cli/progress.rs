@@ -15,6 +15,12 @@ pub fn lines() -> ProgressBar {
     bar(0, "{wide_bar} {percent}% {msg}, {eta} left")
 }
 
+/// A bar over requests; hidden likewise.
+#[cfg(feature = "server")]
+pub fn requests(count: u64) -> ProgressBar {
+    bar(count, "{wide_bar} {pos} of {len} requests, {eta} left")
+}
+
 fn bar(length: u64, template: &str) -> ProgressBar {
     let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -2,6 +2,7 @@
 #![cfg(feature = "server")]
 
 mod answers;
+mod bench;
 mod client;
 mod completions;
 mod end;

@@ -1,6 +1,8 @@
 //! `ocelli bench`: what users wait for, measured.
 
 mod latency;
+#[cfg(feature = "server")]
+mod serve;
 mod throughput;
 
 use std::ops::ControlFlow;
@@ -20,6 +22,9 @@ pub(crate) enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// Many requests at once: requests and tokens a second
     Throughput(throughput::ThroughputArgs),
+    /// A running server, over HTTP: first token, time per token, requests and tokens a second
+    #[cfg(feature = "server")]
+    Serve(serve::ServeArgs),
 }
 
 /// What is asked of which engine.
@@ -47,6 +52,8 @@ pub(super) fn run(command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Latency(args) => latency::run(args),
         BenchCommand::Throughput(args) => throughput::run(args),
+        #[cfg(feature = "server")]
+        BenchCommand::Serve(args) => serve::run(args),
     }
 }
 
