@@ -16,15 +16,20 @@ use crate::server::openai::{ChatRequest, Chunks, Form, Shape, chat_completion, u
 
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
     let start = Instant::now();
-    let (place, body) = body::receive(&app, request).await?;
+    let (place, mut body) = body::receive(&app, request).await?;
+    let text = std::mem::take(&mut body.text);
     let read = move |app: &App| {
-        let mut chat = ChatRequest::parse(&body.text, app.engine.max_images())?;
+        let mut chat = ChatRequest::parse(&text, app.engine.max_images())?;
         Ok((app.model(chat.model.take())?, chat))
     };
     let (model, mut chat) = stages::work(&app, read).await?;
     let fetched = stages::fetch(&app, std::mem::take(&mut chat.images)).await?;
     let (id, report, delivery, n) = (unique_id("chatcmpl-"), chat.report, chat.delivery, chat.sampling.n);
-    let ask = move |app: &App| Ok(app.engine.submit(chat.into_request(stages::bytes(app, fetched)?)));
+    let ask = move |app: &App| {
+        // Pictures in data: URLs are in memory until here, and count there as the body.
+        let _body = body;
+        Ok(app.engine.submit(chat.into_request(stages::bytes(app, fetched)?)))
+    };
     let answer = stages::work(&app, ask).await?;
     let prompt_tokens = answer.prompt_tokens();
     let answers = Streams::new(&app, vec![answer], n, start);

@@ -14,15 +14,18 @@ use crate::server::openai::{DetokenizeRequest, TokenizeRequest, detokenized, tok
 
 /// The tokens of a prompt as a request for its answer would have them: its pictures are fetched, decoded and counted.
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, Failure> {
-    let (_place, body) = body::receive(&app, request).await?;
+    let (_place, mut body) = body::receive(&app, request).await?;
+    let text = std::mem::take(&mut body.text);
     let read = move |app: &App| {
-        let mut asked = TokenizeRequest::parse(&body.text, app.engine.max_images())?;
+        let mut asked = TokenizeRequest::parse(&text, app.engine.max_images())?;
         app.model(asked.model.take())?;
         Ok(asked)
     };
     let mut asked = stages::work(&app, read).await?;
     let fetched = stages::fetch(&app, std::mem::take(&mut asked.images)).await?;
     let count = move |app: &App| {
+        // Pictures in data: URLs are in memory until here, and count there as the body.
+        let _body = body;
         let (engine, token_strs) = (&app.engine, asked.token_strs);
         let request = asked.into_request(engine.tokenizer(), stages::bytes(app, fetched)?);
         let request = request.map_err(|error| app.failure(&Error::Request(error)))?;
