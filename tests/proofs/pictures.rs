@@ -16,8 +16,8 @@ const TOGETHER: usize = 64;
 const CLAIMED: i64 = 64 << 10;
 /// What a colour profile would hold, were it looked at.
 const PROFILE: usize = 64 << 20;
-/// Requests whose pictures are decoded at once.
-const LOADERS: usize = 8;
+/// Requests that are made ready at once, at most.
+const LOADERS: usize = 16;
 /// For connections, threads and what the allocator keeps of them, in KiB.
 const SLACK: i64 = 16 << 10;
 
