@@ -1,15 +1,17 @@
 //! More clients than there are places, all with the same request, or with much to say.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::client::connect;
 use super::gauges::{at_rest, settled};
 use super::process::Server;
 use super::table::texts;
-use super::{about, alone, body, chat, data_url, picture};
+use super::{CHAT, JSON, about, alone, body, chat, data_url, picture};
 
 const CROWD: usize = 64;
 const OVERLOAD: Duration = Duration::from_secs(5);
@@ -61,5 +63,26 @@ fn a_thousand_duplicates_have_one_answer() {
     });
     let encoded = server.metric("mm_cache_queries_total") - server.metric("mm_cache_hits_total");
     assert_eq!(encoded, 1.0, "the picture was encoded once");
+    at_rest(&server, files);
+}
+
+/// Clients that announce the longest bodies there may be, and send next to nothing of them.
+#[test]
+fn who_only_announces_a_body_keeps_nobody_out() {
+    let _alone = alone();
+    let server = Server::start(&[]);
+    let asked = body(json!("hello"), 4);
+    let expected = texts(&chat(&server, &asked), false, 1);
+    let files = settled(&server);
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: {}\r\n\r\n{{", 32 << 20);
+    let announce = |_| {
+        let mut socket = connect(server.port);
+        socket.write_all(head.as_bytes()).unwrap();
+        socket
+    };
+    let announced: Vec<_> = (0..CROWD).map(announce).collect();
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(texts(&chat(&server, &asked), false, 1), expected);
+    drop(announced);
     at_rest(&server, files);
 }
