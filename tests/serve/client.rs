@@ -57,6 +57,11 @@ pub fn read(mut stream: TcpStream) -> Reply {
     let mut bytes = Vec::new();
     // What came before a reset is what there is.
     let _ = stream.read_to_end(&mut bytes);
+    parse(bytes)
+}
+
+/// What came over a connection, as the one answer that it should be.
+pub fn parse(bytes: Vec<u8>) -> Reply {
     let text = String::from_utf8(bytes).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let head = head.to_owned();

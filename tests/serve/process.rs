@@ -19,7 +19,7 @@ pub fn command(args: &[&str]) -> Command {
     command_of(MODEL, args)
 }
 
-fn command_of(model: &str, args: &[&str]) -> Command {
+pub fn command_of(model: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ocelli"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OCELLI_")) {
         command.env_remove(name);
@@ -34,7 +34,11 @@ impl Server {
     }
 
     pub fn of(model: &str, args: &[&str]) -> Server {
-        let mut child = command_of(model, args).args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+        Server::run(command_of(model, &[&["--port", "0"], args].concat()))
+    }
+
+    pub fn run(mut command: Command) -> Server {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         let port = loop {
@@ -58,8 +62,12 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
