@@ -7,6 +7,7 @@ mod client;
 mod completions;
 mod end;
 mod limits;
+mod openapi;
 mod process;
 mod stages;
 mod tokenize;

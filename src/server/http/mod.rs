@@ -14,6 +14,7 @@
 //! | `events` | an answer as server-sent events |
 //! | `failure` | errors as answers |
 //! | `metrics` | `/metrics` |
+//! | `openapi` | `/openapi.json` |
 //! | `stages` | what a request goes through before the engine has it, and on which threads |
 //! | `status` | what there is, and how it is |
 //! | `streams` | the answers to several prompts as one |
@@ -27,6 +28,7 @@ mod completions;
 mod events;
 mod failure;
 mod metrics;
+mod openapi;
 mod stages;
 mod status;
 mod streams;
@@ -121,6 +123,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/version", get(status::version))
         .route("/load", get(status::load))
         .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .fallback(failure::no_route)
         .method_not_allowed_fallback(failure::no_method)
         .layer(from_fn_with_state(app.clone(), app::admit))
