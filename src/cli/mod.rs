@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand.
 //!
 //! Data goes to stdout and everything else to stderr; bars and colour only to a terminal. Exit codes: 0 is success, 1
-//! a failure of the model or the request, 2 wrong usage. A reader that closes the pipe early is no failure.
+//! a failure of the model or the request, 2 wrong usage, 70 and 71 a server whose engine has failed for good or hangs. A reader that closes the pipe early is no failure.
 
 #[cfg(feature = "server")]
 mod batch;
@@ -208,9 +208,18 @@ pub fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tell(format_args!("error: {error:#}"));
-            ExitCode::FAILURE
+            exit_code(&error)
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    #[cfg(feature = "server")]
+    if let Some(code) = serve::exit_code(error) {
+        return code.into();
+    }
+    let _ = error;
+    ExitCode::FAILURE
 }
 
 /// A line to stderr. That nobody reads it changes nothing: the output and the exit code say what matters.

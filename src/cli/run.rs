@@ -161,29 +161,43 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
 
 /// Load the model with a bar, and say what there is to say about it.
 pub(super) fn load(model: &ModelArgs, options: Options) -> Result<Engine> {
+    let engine = open(model, options)?;
+    for warning in engine.warnings() {
+        tell(format_args!("warning: {warning}"));
+    }
+    for fact in facts(&engine) {
+        tell(format_args!("[{fact}]"));
+    }
+    Ok(engine)
+}
+
+/// Load the model with a bar.
+pub(super) fn open(model: &ModelArgs, options: Options) -> Result<Engine> {
     let bar = progress::loading(0);
     let engine = Engine::open(&model.directory()?, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    for warning in engine.warnings() {
-        tell(format_args!("warning: {warning}"));
-    }
-    if let Some(upload) = engine.upload().filter(|_| engine.backend_name() != "cpu") {
-        let gb = upload.bytes as f64 / 1e9;
-        tell(format_args!("[{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s]", upload.ms, upload.gb_per_s()));
-    }
+    Ok(engine)
+}
+
+/// What loading took, and what there is room for.
+pub(super) fn facts(engine: &Engine) -> Vec<String> {
     let m = engine.memory();
-    tell(format_args!(
-        "[cache of {} blocks, {} tokens, {}; steps of up to {} sequences and {} tokens]",
+    let cache = format!(
+        "cache of {} blocks, {} tokens, {}; steps of up to {} sequences and {} tokens",
         m.kv_blocks,
         m.kv_tokens,
         human_bytes(m.kv_bytes),
         m.max_num_seqs,
         m.max_num_batched_tokens
-    ));
-    Ok(engine)
+    );
+    let uploaded = engine.upload().filter(|_| engine.backend_name() != "cpu").map(|upload| {
+        let gb = upload.bytes as f64 / 1e9;
+        format!("{gb:.2} GB of weights in {:.0} ms, {:.1} GB/s", upload.ms, upload.gb_per_s())
+    });
+    uploaded.into_iter().chain([cache]).collect()
 }
 
 /// Print the answer as it comes. A reader that goes away ends the generation.

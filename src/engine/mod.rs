@@ -90,8 +90,9 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -134,6 +135,8 @@ struct Shared {
     memory: Memory,
     load_ms: f64,
     stats: Mutex<Stats>,
+    /// When the engine's thread began the step that it is at.
+    step: Mutex<Option<Instant>>,
     lost: Lost,
 }
 
@@ -142,6 +145,10 @@ impl Shared {
     /// If the device is lost.
     fn alive(&self) -> Result<()> {
         self.lost.error().map_or(Ok(()), Err)
+    }
+
+    fn step(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -292,9 +299,22 @@ impl Engine {
         if self.thread.handle.as_ref().is_some_and(JoinHandle::is_finished) { Err(stream::gone()) } else { Ok(()) }
     }
 
+    /// How long the engine has been at the step that it computes; `None` while it waits for requests. A step takes
+    /// milliseconds on a GPU; one that takes minutes hangs, and so does every request.
+    pub fn step_time(&self) -> Option<Duration> {
+        self.shared().step().map(|start| start.elapsed())
+    }
+
     /// How things stood after the last step.
     pub fn stats(&self) -> Stats {
         *self.shared().stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As if the device had been lost.
+    #[cfg(all(test, feature = "server"))]
+    pub(crate) fn lose(&self) {
+        let (device, cause) = ("cpu".into(), "a test said so".into());
+        self.shared().lost.set(&crate::DeviceLost { device, cause });
     }
 
     fn shared(&self) -> &Shared {

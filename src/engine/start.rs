@@ -131,6 +131,7 @@ fn load(
         memory,
         load_ms: milliseconds(start),
         stats: Mutex::new(Stats { blocks: scheduler.blocks(), ..Stats::default() }),
+        step: Mutex::default(),
         lost: Lost::default(),
     };
     Ok((Arc::new(shared), runner, scheduler))

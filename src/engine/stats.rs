@@ -28,6 +28,8 @@ pub struct Stats {
     pub generation_tokens: u64,
     /// Requests that got their whole answer.
     pub finished: u64,
+    /// Of those, the ones that ended at a stop token or a stop string, and not at their length.
+    pub stopped: u64,
     /// Requests that nobody wanted any more.
     pub cancelled: u64,
     /// Requests that failed after they had been accepted.

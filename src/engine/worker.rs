@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 
 use super::job::Job;
+use super::output::FinishReason;
 use super::runner::{InFlight, Runner};
 use super::scheduler::{Encode, Row, Scheduler, Step};
 use super::stats::{Stats, milliseconds};
@@ -67,9 +68,11 @@ impl<B: Backend> Worker<B> {
         self.publish();
         while self.receive() {
             self.drop_unwanted();
+            *self.shared.step() = Some(Instant::now());
             if let Err(lost) = self.turn() {
                 return self.end(&lost);
             }
+            *self.shared.step() = None;
             self.publish();
         }
     }
@@ -295,9 +298,10 @@ impl<B: Backend> Worker<B> {
             let (ended, others) = (job.push(token, sampled), job.take_others());
             match ended {
                 Ok(None) => {}
-                Ok(Some(_)) => {
+                Ok(Some(reason)) => {
                     self.scheduler.finish(id);
                     self.stats.finished += 1;
+                    self.stats.stopped += u64::from(reason == FinishReason::Stop);
                     if let Some(job) = self.jobs.remove(&id) {
                         job.finish(format!("{:016x}", outputs.logits_hash(row)));
                     }

@@ -6,6 +6,7 @@ mod bench;
 mod client;
 mod completions;
 mod end;
+mod guards;
 mod limits;
 mod openapi;
 mod process;

@@ -43,7 +43,8 @@ fn every_route_is_described_and_answers_as_it_is() {
     assert_eq!(paths.keys().map(String::as_str).collect::<BTreeSet<_>>(), routes);
     for (path, operations) in paths {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
-            let status = read(send(server.port, method, path, "", "")).status;
+            let Reply { status, head, .. } = read(send(server.port, method, path, "", ""));
+            assert!(head.contains("\r\nx-request-id: "), "{method} {path}: {head}");
             let operation = &operations[method.to_lowercase()];
             assert_eq!(operation.is_null(), status == 405, "{method} {path} is answered with {status}");
             let described = operation["responses"].get(status.to_string()).is_some();

@@ -1,7 +1,8 @@
 //! The server as a process.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,7 @@ use super::{MODEL, client};
 pub struct Server {
     pub port: u16,
     child: Child,
-    /// Kept open: a server without it could not write its log.
-    _log: BufReader<ChildStderr>,
+    log: Arc<Mutex<String>>,
 }
 
 pub fn command(args: &[&str]) -> Command {
@@ -40,11 +40,22 @@ impl Server {
         let port = loop {
             line.clear();
             assert_ne!(log.read_line(&mut line).unwrap(), 0, "the server ended before it listened");
-            if let Some((_, port)) = line.trim_end_matches("]\n").split_once("listening at http://127.0.0.1:") {
-                break port.parse().unwrap();
+            if let Some((_, port)) = line.split_once("listening at http://127.0.0.1:") {
+                let digits: String = port.chars().take_while(char::is_ascii_digit).collect();
+                break digits.parse().unwrap();
             }
         };
-        Server { port, child, _log: log }
+        let kept = Arc::new(Mutex::new(String::new()));
+        let lines = kept.clone();
+        thread::spawn(move || {
+            log.lines().map_while(Result::ok).for_each(|line| *lines.lock().unwrap() += &(line + "\n"))
+        });
+        Server { port, child, log: kept }
+    }
+
+    /// What it has logged since it listens.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     pub fn signal(&self, name: &str) {
@@ -64,11 +75,13 @@ impl Server {
         }
     }
 
-    /// A value of `/metrics`.
+    /// A value of `/metrics`, the sum of all its labels.
     pub fn metric(&self, name: &str) -> f64 {
         let text = client::get(self.port, "/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(&format!("ocelli:{name}{{")));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+        let lines = text.lines().filter(|line| line.starts_with(&format!("ocelli:{name}{{")));
+        let values: Vec<f64> = lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no {name} in {text}");
+        values.iter().sum()
     }
 
     /// Wait until a value of `/metrics` is what it should become.

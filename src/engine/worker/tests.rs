@@ -143,6 +143,7 @@ fn on<B: Backend + Send + 'static>(
         memory,
         load_ms: 0.0,
         stats: Mutex::new(Stats::default()),
+        step: Mutex::default(),
         lost: Default::default(),
     });
     let (arrivals, received) = channel();

@@ -4,19 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::error;
 
 use super::HttpOptions;
+use super::connections::Connections;
 use super::failure::Failure;
+use super::observed::Observations;
 use super::stages::Stages;
 use crate::Error;
 use crate::engine::Engine;
 use crate::server::media::Media;
 use crate::server::openai::{ApiError, now};
+
+/// Bytes of bodies in memory at the same time, if one alone may not be longer.
+const BODIES: usize = 512 << 20;
+/// What room for them is counted in.
+pub(super) const KIB: usize = 1 << 10;
 
 pub(super) struct App {
     pub engine: Engine,
@@ -30,15 +34,21 @@ pub(super) struct App {
     pub ready: AtomicBool,
     /// Seconds since 1970.
     pub started: u64,
-    /// Told when the engine has failed for good.
-    pub fatal: Notify,
+    /// Whether only this machine can connect.
+    pub local: bool,
+    pub connections: Arc<Connections>,
+    /// For the bodies that are being read and understood, in KiB.
+    pub bodies: Arc<Semaphore>,
+    pub observations: Observations,
     /// Answers by their status.
     answered: Mutex<BTreeMap<u16, u64>>,
 }
 
 impl App {
-    pub fn new(engine: Engine, media: Media, options: HttpOptions) -> App {
+    pub fn new(engine: Engine, media: Media, options: HttpOptions, local: bool) -> App {
         let total = engine.memory().max_num_seqs + options.max_waiting;
+        let connections = Arc::new(Connections::new(options.max_connections));
+        let bodies = Arc::new(Semaphore::new(BODIES.max(options.max_body_bytes).div_ceil(KIB)));
         App {
             engine,
             media,
@@ -48,18 +58,28 @@ impl App {
             stages: Stages::new(),
             ready: AtomicBool::new(true),
             started: now(),
-            fatal: Notify::new(),
+            local,
+            connections,
+            bodies,
+            observations: Observations::default(),
             answered: Mutex::new(BTreeMap::new()),
         }
     }
 
     /// A place, to be kept until the request has its answer.
     pub fn enter(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.places.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{} requests run or wait already; try again in a second", self.total);
-            let kind = "rate_limit_error";
-            Failure(ApiError { status: 429, kind, ..ApiError::refused("queue_full", message) })
-        })
+        self.places.clone().try_acquire_owned().map_err(|_| self.full())
+    }
+
+    /// Whether there is one now.
+    pub fn has_place(&self) -> Result<(), Failure> {
+        if self.places.available_permits() > 0 { Ok(()) } else { Err(self.full()) }
+    }
+
+    fn full(&self) -> Failure {
+        let message = format!("{} requests run or wait already; try again in a second", self.total);
+        let kind = "rate_limit_error";
+        Failure(ApiError { status: 429, kind, ..ApiError::refused("queue_full", message) })
     }
 
     /// Places that are taken.
@@ -81,49 +101,32 @@ impl App {
     pub fn failure(&self, error: &Error) -> Failure {
         let mut api = ApiError::from(error);
         if api.status >= 500 {
-            (self.options.log)(&error.to_string());
-            api.message = "the server failed at this request; its log says why".into();
+            error!(%error, "a request failed");
+            api = ApiError::internal();
         }
         if error.is_final() {
             self.ready.store(false, Ordering::Relaxed);
-            // Kept for whoever does not wait for it yet.
-            self.fatal.notify_one();
         }
         Failure(api)
+    }
+
+    /// Whether the engine has been at one step for longer than any takes.
+    pub fn hangs(&self) -> bool {
+        self.engine.step_time().is_some_and(|time| time > self.options.step_timeout)
+    }
+
+    /// Whether requests can be answered.
+    pub fn lives(&self) -> bool {
+        self.engine.alive().is_ok() && !self.hangs()
+    }
+
+    /// An answer with this status was given.
+    pub fn count(&self, status: u16) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(status).or_default() += 1;
     }
 
     /// How many answers had which status.
     pub fn answered(&self) -> BTreeMap<u16, u64> {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    /// Whether a request brings the key, if it needs one.
-    fn knows_key(&self, request: &Request) -> bool {
-        let Some(key) = &self.options.api_key else { return true };
-        let path = request.uri().path();
-        // What makes the engine work or pictures be fetched, wherever it is.
-        let guarded = path == "/v1" || path.starts_with("/v1/") || ["/tokenize", "/detokenize"].contains(&path);
-        if !guarded {
-            return true;
-        }
-        let given = request.headers().get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
-        let (scheme, given) = given.split_at_checked(7).unwrap_or_default();
-        // Hashes are compared in a time that does not depend on where they differ.
-        scheme.eq_ignore_ascii_case(b"Bearer ") && blake3::hash(given) == blake3::hash(key.as_bytes())
-    }
-}
-
-/// Every request passes here: with the key, if there is one, and into the count.
-pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let response = if app.knows_key(&request) {
-        next.run(request).await
-    } else {
-        let message = "the key is missing or wrong; send it as Authorization: Bearer KEY";
-        let kind = "authentication_error";
-        Failure(ApiError { status: 401, kind, ..ApiError::refused("invalid_api_key", message) }).into_response()
-    };
-    let mut answered = app.answered.lock().unwrap_or_else(PoisonError::into_inner);
-    *answered.entry(response.status().as_u16()).or_default() += 1;
-    drop(answered);
-    response
 }

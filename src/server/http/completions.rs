@@ -1,6 +1,7 @@
 //! `/v1/completions`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -11,12 +12,13 @@ use super::failure::Failure;
 use super::streams::Streams;
 use super::{body, events, stages};
 use crate::Error;
+use crate::engine::Stream;
 use crate::server::openai::{Chunks, CompletionRequest, Delivery, Form, Shape, TextForm, text_completion, unique_id};
 
 /// A request that the engine has.
 struct Asked {
     model: String,
-    answers: Streams,
+    answers: Vec<Stream>,
     delivery: Delivery,
     form: TextForm,
     prompts: usize,
@@ -24,10 +26,11 @@ struct Asked {
 }
 
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
-    let place = app.enter()?;
-    let body = body::json(request, app.options.max_body_bytes).await?;
-    let asked = stages::work(&app, move |app| ask(app, &body)).await?;
+    let start = Instant::now();
+    let (place, body) = body::receive(&app, request).await?;
+    let asked = stages::work(&app, move |app| ask(app, &body.text)).await?;
     let Asked { model, answers, delivery, form, prompts, n } = asked;
+    let answers = Streams::new(&app, answers, n, start);
     let id = unique_id("cmpl-");
     if delivery.stream {
         let prompt_tokens = answers.prompt_tokens();
@@ -62,7 +65,7 @@ fn ask(app: &App, body: &str) -> Result<Asked, Failure> {
     let echoes = asked.echoes(tokenizer).map_err(failed)?;
     Ok(Asked {
         model,
-        answers: Streams::new(answers),
+        answers,
         delivery: asked.delivery,
         form: TextForm { report: asked.report, echoes, prompt_only: asked.prompt_only },
         prompts: requests.len(),

@@ -1,10 +1,14 @@
 //! Errors as answers: always OpenAI's object, whatever went wrong.
 
+use std::any::Any;
+
 use axum::Json;
 use axum::extract::Request;
 use axum::http::header::{CONNECTION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+
+use tracing::error;
 
 use crate::server::openai::{ApiError, clipped};
 
@@ -21,7 +25,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self.0.body())).into_response();
-        if status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         // What is left of the body is not read.
@@ -30,6 +34,13 @@ impl IntoResponse for Failure {
         }
         response
     }
+}
+
+/// What a request has become whose handler panicked: our mistake, and of no other request.
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let cause = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    error!(cause, "a request panicked");
+    Failure(ApiError::internal()).into_response()
 }
 
 pub(super) async fn no_route(request: Request) -> Failure {

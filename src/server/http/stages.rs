@@ -9,6 +9,7 @@ use std::thread::available_parallelism;
 use anyhow::{Result, anyhow};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
+use tracing::{Instrument, Span};
 
 use super::app::App;
 use super::failure::Failure;
@@ -46,10 +47,11 @@ impl Stages {
 /// Run a job on a thread that may block, once a place is free.
 async fn run<T: Send + 'static>(places: Arc<Semaphore>, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let place = places.acquire_owned().await?;
+    let span = Span::current();
     let job = spawn_blocking(move || {
         // Not before the work is done: whoever waits for it may be gone earlier.
         let _place = place;
-        job()
+        span.in_scope(job)
     });
     Ok(job.await?)
 }
@@ -74,7 +76,8 @@ pub(super) async fn fetch(app: &Arc<App>, images: Vec<ImageUrl>) -> Result<Vec<F
             continue;
         }
         let own = app.clone();
-        fetches.spawn(async move { (i, run(own.stages.fetch.clone(), move || one(&own, &image)).await) });
+        let one = async move { (i, run(own.stages.fetch.clone(), move || one(&own, &image)).await) };
+        fetches.spawn(one.in_current_span());
     }
     while let Some(done) = fetches.join_next().await {
         let (i, bytes) = done.map_err(|_| panicked(app))?;

@@ -28,15 +28,18 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({ "object": "list", "data": cards }))
 }
 
-/// Whether the engine lives.
+/// Whether the engine lives and moves.
 pub(super) async fn health(State(app): State<Arc<App>>) -> StatusCode {
-    if app.engine.alive().is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    status(app.lives())
 }
 
 /// Whether new requests should be sent here.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> StatusCode {
-    let ready = app.ready.load(Ordering::Relaxed) && app.engine.alive().is_ok();
-    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    status(app.ready.load(Ordering::Relaxed) && app.lives())
+}
+
+fn status(ok: bool) -> StatusCode {
+    if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 pub(super) async fn version() -> Json<Value> {

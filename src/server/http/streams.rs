@@ -1,27 +1,32 @@
 //! The answers to the prompts of one request.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
+use super::app::App;
+use super::observed::Observed;
 use crate::Result;
 use crate::engine::{Event, Output, Stream};
 
 /// Streams that are read as one. Dropping them cancels all.
 pub(super) struct Streams {
-    streams: Vec<Stream>,
+    streams: Vec<Observed>,
     /// Whose turn it is.
     next: usize,
 }
 
 impl Streams {
-    /// One for each prompt.
-    pub fn new(streams: Vec<Stream>) -> Streams {
-        Streams { streams, next: 0 }
+    /// One for each prompt of a request that came at `start`, each with `n` answers.
+    pub fn new(app: &Arc<App>, streams: Vec<Stream>, n: usize, start: Instant) -> Streams {
+        let streams = streams.into_iter().map(|stream| Observed::new(app.clone(), stream, n, start));
+        Streams { streams: streams.collect(), next: 0 }
     }
 
     /// Tokens of all prompts.
     pub fn prompt_tokens(&self) -> usize {
-        self.streams.iter().map(Stream::prompt_tokens).sum()
+        self.streams.iter().map(Observed::prompt_tokens).sum()
     }
 
     /// The next event, with the number of its prompt from 0 on; `None` after the last of all. Each prompt has its turn.

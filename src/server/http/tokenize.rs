@@ -14,10 +14,9 @@ use crate::server::openai::{DetokenizeRequest, TokenizeRequest, detokenized, tok
 
 /// The tokens of a prompt as a request for its answer would have them: its pictures are fetched, decoded and counted.
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, Failure> {
-    let _place = app.enter()?;
-    let body = body::json(request, app.options.max_body_bytes).await?;
+    let (_place, body) = body::receive(&app, request).await?;
     let read = move |app: &App| {
-        let mut asked = TokenizeRequest::parse(&body, app.engine.max_images())?;
+        let mut asked = TokenizeRequest::parse(&body.text, app.engine.max_images())?;
         app.model(asked.model.take())?;
         Ok(asked)
     };
@@ -34,10 +33,9 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 }
 
 pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, Failure> {
-    let _place = app.enter()?;
-    let body = body::json(request, app.options.max_body_bytes).await?;
+    let (_place, body) = body::receive(&app, request).await?;
     let show = move |app: &App| {
-        let mut asked = DetokenizeRequest::parse(&body)?;
+        let mut asked = DetokenizeRequest::parse(&body.text)?;
         app.model(asked.model.take())?;
         Ok(detokenized(app.engine.tokenizer(), &asked.tokens)?)
     };

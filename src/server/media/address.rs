@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IPv4 blocks that are not globally reachable, by the IANA's registry of special-purpose addresses; with multicast, and
-/// with the relays of 6to4.
-const SPECIAL_V4: [([u8; 4], u32); 16] = [
+/// IPv4 blocks that are not globally reachable, by the IANA's registry of special-purpose addresses; with multicast, with
+/// the relays of 6to4, and with the one address at which Azure answers its virtual machines.
+const SPECIAL_V4: [([u8; 4], u32); 17] = [
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
     ([100, 64, 0, 0], 10),
     ([127, 0, 0, 0], 8),
+    ([168, 63, 129, 16], 32),
     ([169, 254, 0, 0], 16),
     ([172, 16, 0, 0], 12),
     ([192, 0, 0, 0], 24),
@@ -65,6 +66,7 @@ mod tests {
             "100.127.255.255",
             "127.0.0.1",
             "127.255.255.255",
+            "168.63.129.16",
             "169.254.169.254",
             "172.16.0.0",
             "172.31.255.255",
@@ -111,6 +113,7 @@ mod tests {
             "100.128.0.0",
             "126.255.255.255",
             "128.0.0.0",
+            "168.63.129.15",
             "169.253.255.255",
             "172.15.255.255",
             "172.32.0.0",

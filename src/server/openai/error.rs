@@ -40,6 +40,12 @@ impl ApiError {
         ApiError { param: None, ..ApiError::invalid("", code, message) }
     }
 
+    /// The server is at fault, and why is for its log.
+    pub fn internal() -> ApiError {
+        let message = "the server failed at this request; its log says why".into();
+        ApiError { status: 500, message, kind: "server_error", param: None, code: None }
+    }
+
     /// `name` is no name of the model.
     pub fn no_such_model(name: &str, served: &[String]) -> ApiError {
         let name = super::fields::clipped(name);

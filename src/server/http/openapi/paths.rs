@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Facts;
-use super::schema::reference;
+use super::schema::{count, reference};
 
 /// A status of an error, its name and what it says.
 type Failure = (&'static str, &'static str, &'static str);
@@ -27,9 +27,28 @@ const OF_BODIES: [Failure; 10] = [INVALID, NO_KEY, FORBIDDEN, NO_MODEL, LATE, TO
 pub(super) fn failures() -> Map<String, Value> {
     let entry = |(_, name, about): Failure| {
         let content = json!({ "application/json": { "schema": reference("Error") } });
-        (name.to_owned(), json!({ "description": about, "content": content }))
+        let mut headers = named();
+        if [FULL.1, BUSY.1].contains(&name) {
+            headers["Retry-After"] = json!({ "required": true, "schema": count(), "description": "Seconds" });
+        }
+        (name.to_owned(), json!({ "description": about, "headers": headers, "content": content }))
     };
     OF_BODIES.into_iter().map(entry).collect()
+}
+
+/// The headers of every answer.
+fn named() -> Value {
+    let about = "The name of the request in the server's log: the client's own, if it sent one";
+    json!({ "X-Request-Id": { "required": true, "schema": { "type": "string" }, "description": about } })
+}
+
+/// An answer with a status alone, or with content.
+fn success(about: &str, content: Option<Value>) -> Value {
+    let mut response = json!({ "description": about, "headers": named() });
+    if let Some(content) = content {
+        response["content"] = content;
+    }
+    response
 }
 
 pub(super) fn paths(facts: &Facts) -> Value {
@@ -77,7 +96,7 @@ fn asked(facts: &Facts, (id, about): (&str, &str), request: &str, answer: &str, 
         content["text/event-stream"] = json!({ "schema": { "type": "string", "description": about } });
     }
     let mut responses = Map::new();
-    responses.insert("200".into(), json!({ "description": "The answer", "content": content }));
+    responses.insert("200".into(), success("The answer", Some(content)));
     for (status, name, _) in OF_BODIES.into_iter().filter(|failure| facts.key || failure.0 != NO_KEY.0) {
         responses.insert(status.into(), json!({ "$ref": format!("#/components/responses/{name}") }));
     }
@@ -99,23 +118,23 @@ fn asked(facts: &Facts, (id, about): (&str, &str), request: &str, answer: &str, 
 /// What everybody may read.
 fn read(id: &str, about: &str, answer: &str) -> Value {
     let content = json!({ "application/json": { "schema": reference(answer) } });
-    operation(id, about, json!({ "200": { "description": "The answer", "content": content } }))
+    operation(id, about, json!({ "200": success("The answer", Some(content)) }))
 }
 
 /// What is said with a status alone.
 fn looked(id: &str, about: &str) -> Value {
-    operation(id, about, json!({ "200": { "description": "Yes" }, "503": { "description": "No" } }))
+    operation(id, about, json!({ "200": success("Yes", None), "503": success("No", None) }))
 }
 
 fn metrics() -> Value {
     let content = json!({ "text/plain": { "schema": { "type": "string" } } });
-    let responses = json!({ "200": { "description": "Prometheus' text", "content": content } });
+    let responses = json!({ "200": success("Prometheus' text", Some(content)) });
     operation("metrics", "What the engine has done and holds", responses)
 }
 
 fn openapi() -> Value {
     let content = json!({ "application/json": { "schema": { "type": "object" } } });
-    operation("openapi", "This document", json!({ "200": { "description": "The document", "content": content } }))
+    operation("openapi", "This document", json!({ "200": success("The document", Some(content)) }))
 }
 
 fn operation(id: &str, about: &str, mut responses: Value) -> Value {
