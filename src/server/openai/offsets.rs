@@ -92,7 +92,7 @@ mod tests {
     }
 
     /// What each token of a prompt begins.
-    fn places<'t>(text: &'t str, add_bos: bool) -> Vec<(String, &'t str)> {
+    fn places(text: &str, add_bos: bool) -> Vec<(String, &str)> {
         let tokenizer = tokenizer();
         let ids = tokenizer.encode(text, Special::Parse, add_bos).unwrap();
         let offsets = prompt_offsets(&tokenizer, text, &ids).unwrap();
