@@ -84,6 +84,7 @@ pub use stream::Stream;
 pub use window::{Ticket, Window};
 
 pub use crate::models::ImageInputType;
+pub use crate::ops::MAX_TOP_LOGPROBS;
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;

@@ -8,6 +8,7 @@ mod completions;
 mod end;
 mod guards;
 mod limits;
+mod openapi;
 mod process;
 mod stages;
 mod tokenize;

@@ -18,6 +18,7 @@
 //! | `histogram` | how often something was how large |
 //! | `metrics` | `/metrics` |
 //! | `observed` | times and sizes of answers, for the metrics and the log |
+//! | `openapi` | `/openapi.json` |
 //! | `socket` | a socket that gives up on a client that reads nothing |
 //! | `stages` | what a request goes through before the engine has it, and on which threads |
 //! | `status` | what there is, and how it is |
@@ -36,6 +37,7 @@ mod failure;
 mod histogram;
 mod metrics;
 mod observed;
+mod openapi;
 mod socket;
 mod stages;
 mod status;
@@ -175,6 +177,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/version", get(status::version))
         .route("/load", get(status::load))
         .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .fallback(failure::no_route)
