@@ -65,29 +65,34 @@ fn check(headers: &HeaderMap) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All of it, with room among the bodies in memory for what is there and what is announced.
+/// All of it, with room among the bodies in memory for what is there. What is announced and does not come takes none.
 async fn read(app: &App, request: Request) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Failure> {
     let mut body = request.into_body();
     let mut room = None;
     let mut bytes = Vec::new();
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    make_room(app, &mut room, announced)?;
-    bytes.reserve_exact(announced);
+    fits(app, announced)?;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|_| refused(400, "invalid_body", "the body ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
+        fits(app, bytes.len() + data.len())?;
         make_room(app, &mut room, bytes.len() + data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, room))
 }
 
-/// Room for `bytes` in all.
-fn make_room(app: &App, room: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Failure> {
+/// Whether a body may have so many bytes.
+fn fits(app: &App, bytes: usize) -> Result<(), Failure> {
     let max = app.options.max_body_bytes;
     if bytes > max {
         return Err(refused(413, "body_too_large", format!("the body has more than {max} bytes (--max-body-bytes)")));
     }
+    Ok(())
+}
+
+/// Room for `bytes` in all.
+fn make_room(app: &App, room: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Failure> {
     let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
     let more = bytes.div_ceil(KIB).saturating_sub(held);
     if more == 0 {

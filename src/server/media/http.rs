@@ -53,7 +53,9 @@ impl std::error::Error for NotPublic {}
 
 impl<R: Resolver> Resolver for Guard<R> {
     fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let addresses = self.inner.resolve(uri, config, timeout)?;
+        // What the system's resolver says is not for strangers, and it has no kind of its own for a name that is none.
+        let unknown = |error| if let Error::Io(_) = error { Error::HostNotFound } else { error };
+        let addresses = self.inner.resolve(uri, config, timeout).map_err(unknown)?;
         if !self.allow_private_addresses && addresses.iter().any(|address| !is_public(address.ip())) {
             return Err(Error::Other(Box::new(NotPublic)));
         }
