@@ -112,7 +112,8 @@ impl Sampling {
             "n is {} and temperature 0, which gives the same answer every time; ask for one, or raise the temperature",
             self.n
         );
-        within("top_p", self.top_p, f64::MIN_POSITIVE, 1.0)?;
+        let top_p = self.top_p;
+        ensure!(top_p >= f64::MIN_POSITIVE && top_p <= 1.0, "top_p is {top_p:?}; it must lie above 0 and go up to 1");
         within("min_p", self.min_p, 0.0, 1.0)?;
         // A penalty much below this would overflow the scores.
         within("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?;
@@ -189,7 +190,7 @@ mod tests {
             (Sampling { n: 0, ..base() }, "n is 0; it must lie in 1 to 128"),
             (Sampling { n: 129, ..base() }, "n is 129; it must lie in 1 to 128"),
             (Sampling { n: 2, temperature: 0.0, ..base() }, "n is 2 and temperature 0"),
-            (Sampling { top_p: 0.0, ..base() }, "top_p is 0"),
+            (Sampling { top_p: 0.0, ..base() }, "top_p is 0.0; it must lie above 0 and go up to 1"),
             (Sampling { top_p: 1.1, ..base() }, "top_p is 1.1"),
             (Sampling { min_p: 2.0, ..base() }, "min_p is 2.0; it must lie in 0 to 1"),
             (Sampling { repetition_penalty: 0.0, ..base() }, "repetition_penalty is 0"),
