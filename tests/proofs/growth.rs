@@ -23,7 +23,7 @@ const SLOPE: i64 = 1024;
 
 /// A server whose C allocator keeps what was freed in two heaps and not in one for every thread that was ever busy: those fill up
 /// for a dozen rounds, by one MiB or two each.
-fn server(args: &[&str]) -> Server {
+pub fn server(args: &[&str]) -> Server {
     let mut command = command(&[&["--port", "0"], args].concat());
     command.env("MALLOC_ARENA_MAX", "2");
     Server::run(command)
