@@ -112,8 +112,8 @@ impl Sampling {
             "n is {} and temperature 0, which gives the same answer every time; ask for one, or raise the temperature",
             self.n
         );
-        let top_p = self.top_p;
-        ensure!(top_p >= f64::MIN_POSITIVE && top_p <= 1.0, "top_p is {top_p:?}; it must lie above 0 and go up to 1");
+        let (top_p, above_zero) = (self.top_p, f64::MIN_POSITIVE..=1.0);
+        ensure!(above_zero.contains(&top_p), "top_p is {top_p:?}; it must lie above 0 and go up to 1");
         within("min_p", self.min_p, 0.0, 1.0)?;
         // A penalty much below this would overflow the scores.
         within("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?;

@@ -12,7 +12,6 @@ use super::app::App;
 use super::histogram::{Counts, Histogram};
 use super::observed::Observations;
 use crate::engine::{Memory, Stats};
-use crate::ops::KV_BLOCK;
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let mut text = Text { model: escaped(&app.options.served_model_names[0]), text: String::new() };
@@ -35,7 +34,8 @@ impl Text {
         self.one("gauge", "num_requests_waiting", "Sequences that wait for their turn.", stats.waiting);
         self.one("gauge", "kv_cache_usage_perc", "Share of the cache that sequences refer to; 1 is all.", used);
         self.family("gauge", "cache_config_info", "How the cache is cut: tokens of a block, and blocks.");
-        let cut = format!(",block_size=\"{KV_BLOCK}\",num_gpu_blocks=\"{}\"", memory.kv_blocks);
+        let block_size = memory.kv_tokens / memory.kv_blocks.max(1);
+        let cut = format!(",block_size=\"{block_size}\",num_gpu_blocks=\"{}\"", memory.kv_blocks);
         self.value("cache_config_info", &cut, 1);
         let (queries, hits) = (stats.pictures.hits + stats.pictures.misses, stats.pictures.hits);
         let scheduler = &stats.scheduler;

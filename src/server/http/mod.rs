@@ -20,6 +20,7 @@
 //! | `observed` | times and sizes of answers, for the metrics and the log |
 //! | `openapi` | `/openapi.json` |
 //! | `socket` | a socket that gives up on a client that reads nothing |
+//! | `page` | `/`: a page to ask with, `playground.html` |
 //! | `stages` | what a request goes through before the engine has it, and on which threads |
 //! | `status` | what there is, and how it is |
 //! | `streams` | the answers to several prompts as one |
@@ -38,6 +39,7 @@ mod histogram;
 mod metrics;
 mod observed;
 mod openapi;
+mod page;
 mod socket;
 mod stages;
 mod status;
@@ -167,7 +169,9 @@ impl Bound {
 }
 
 fn router(app: Arc<App>) -> Router {
+    let max_body_bytes = app.options.max_body_bytes;
     let router = Router::new()
+        .route("/", get(move || async move { page::page(max_body_bytes) }))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/models", get(status::models))
