@@ -123,7 +123,8 @@ await check("settings are sent, and those that are not set are not", async () =>
   await visit.ask("Hello");
   await visit.answer();
   const { messages, ...plain } = visit.asked()[0];
-  assert.deepEqual(plain, { stream: true, stream_options: { include_usage: true }, model: "llava-shapes" });
+  const always = { stream: true, stream_options: { include_usage: true }, return_timings: true };
+  assert.deepEqual(plain, { ...always, model: "llava-shapes" });
   await visit.set({ Temperature: "0.25", "Top p": "0.5", "Most tokens": "3", Seed: "11", "System text": "Be brief." });
   await visit.ask("Hello again");
   await visit.answer(1);
