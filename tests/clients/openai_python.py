@@ -32,6 +32,8 @@ def refused(kind, ask):
 
 def models():
     assert [model.id for model in client.models.list()] == ["llava-shapes"]
+    assert client.models.retrieve("llava-shapes").id == "llava-shapes"
+    refused(openai.NotFoundError, lambda: client.models.retrieve("other"))
 
 
 def whole():

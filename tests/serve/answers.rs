@@ -117,10 +117,12 @@ fn there_is_a_word_on_everything() {
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().filter_map(|card| card["id"].as_str()).collect();
     assert_eq!((ids, &models["object"]), (vec!["tiny", "small"], &json!("list")));
     assert!(models["data"][0]["max_model_len"].as_u64().is_some_and(|n| n > 0));
+    assert_eq!(get(server.port, "/v1/models/small").json(), models["data"][1]);
+    get(server.port, "/v1/models/org/other").error(404, "model_not_found");
     assert_eq!(chat(&server, &with(body("hello", 2), json!({ "model": "small" }))).json()["model"], "small");
     let metrics = get(server.port, "/metrics").body;
     assert!(metrics.contains("ocelli:generation_tokens_total{model_name=\"tiny\"} 2\n"), "{metrics}");
-    assert!(metrics.contains("ocelli:http_requests_total{model_name=\"tiny\",status=\"200\"} 7\n"), "{metrics}");
+    assert!(metrics.contains("ocelli:http_requests_total{model_name=\"tiny\",status=\"200\"} 8\n"), "{metrics}");
 }
 
 #[test]

@@ -37,10 +37,10 @@ fn every_route_is_described_and_answers_as_it_is() {
     let document = document(&server);
     let router = fs::read_to_string("src/server/http/mod.rs").unwrap();
     let routes = router.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
-    // The page for people is none of the interface.
-    let routes: BTreeSet<&str> = routes.filter(|path| *path != "/").collect();
+    // The page for people is none of the interface. A parameter with slashes is one like any other there.
+    let routes: BTreeSet<String> = routes.filter(|path| *path != "/").map(|path| path.replace("{*", "{")).collect();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.keys().map(String::as_str).collect::<BTreeSet<_>>(), routes);
+    assert_eq!(paths.keys().cloned().collect::<BTreeSet<_>>(), routes);
     for (path, operations) in paths {
         for method in ["GET", "POST", "PUT", "DELETE", "PATCH"] {
             let Reply { status, head, .. } = read(send(server.port, method, path, "", ""));

@@ -175,6 +175,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/models", get(status::models))
+        .route("/v1/models/{*model}", get(status::model))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/ping", get(status::health).post(status::health))

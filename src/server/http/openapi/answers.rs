@@ -16,6 +16,7 @@ pub(super) fn schemas() -> Map<String, Value> {
         ("PromptLogprobs", prompt_logprobs()),
         ("Usage", usage()),
         ("Timings", timings()),
+        ("Model", model()),
         ("Models", models()),
         ("Tokens", tokens()),
         ("Text", object(&["prompt"], json!({ "prompt": { "type": "string" } }))),
@@ -177,7 +178,7 @@ fn timings() -> Value {
     object(&names, properties.into())
 }
 
-fn models() -> Value {
+fn model() -> Value {
     let card = json!({
         "id": { "type": "string" },
         "object": { "const": "model" },
@@ -187,8 +188,11 @@ fn models() -> Value {
         "parent": { "type": "null" },
         "max_model_len": with(count(), json!({ "description": "Longest sequence in tokens, prompt and answer together" })),
     });
-    let card = object(&["id", "object", "created", "owned_by", "root", "parent", "max_model_len"], card);
-    object(&["object", "data"], json!({ "object": { "const": "list" }, "data": list(card) }))
+    object(&["id", "object", "created", "owned_by", "root", "parent", "max_model_len"], card)
+}
+
+fn models() -> Value {
+    object(&["object", "data"], json!({ "object": { "const": "list" }, "data": list(reference("Model")) }))
 }
 
 fn tokens() -> Value {

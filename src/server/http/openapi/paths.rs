@@ -73,6 +73,7 @@ pub(super) fn paths(facts: &Facts) -> Value {
         "/v1/chat/completions": { "post": chat },
         "/v1/completions": { "post": completion },
         "/v1/models": { "get": guarded(facts, read("listModels", "The names of the model", "Models")) },
+        "/v1/models/{model}": { "get": guarded(facts, one_model(facts)) },
         "/tokenize": { "post": tokenize },
         "/detokenize": { "post": detokenize },
         "/health": { "get": looked("health", "Whether the engine lives") },
@@ -119,6 +120,15 @@ fn asked(facts: &Facts, (id, about): (&str, &str), request: &str, answer: &str, 
 fn read(id: &str, about: &str, answer: &str) -> Value {
     let content = json!({ "application/json": { "schema": reference(answer) } });
     operation(id, about, json!({ "200": success("The answer", Some(content)) }))
+}
+
+/// A name of the model, which may hold slashes.
+fn one_model(facts: &Facts) -> Value {
+    let mut operation = read("retrieveModel", "One of the names of the model", "Model");
+    operation["responses"][NO_MODEL.0] = json!({ "$ref": format!("#/components/responses/{}", NO_MODEL.1) });
+    let schema = json!({ "type": "string", "enum": facts.models });
+    operation["parameters"] = json!([{ "name": "model", "in": "path", "required": true, "schema": schema }]);
+    operation
 }
 
 /// What is said with a status alone.
