@@ -98,6 +98,25 @@ fn what_is_compressed_or_has_no_end_is_not_read() {
 }
 
 #[test]
+fn a_refusal_waits_for_who_is_still_sending() {
+    let server = Server::start(&["--api-key", "sesame", "--max-body-bytes", "5000000"]);
+    let key = format!("{JSON}Authorization: Bearer sesame\r\n");
+    // More than the system holds between the two.
+    let body = " ".repeat(20_000_000);
+    for (head, status, code) in
+        [(JSON, 401, "invalid_api_key"), (&key, 413, "body_too_large"), ("", 401, "invalid_api_key")]
+    {
+        let mut client = connect(server.port);
+        let length = body.len();
+        let head =
+            format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n");
+        client.write_all(head.as_bytes()).unwrap();
+        client.write_all(body.as_bytes()).expect("it closes under its client");
+        read(client).error(status, code);
+    }
+}
+
+#[test]
 fn a_connection_too_many_takes_the_place_of_an_idle_one() {
     let server = Server::start(&["--max-connections", "2"]);
     let [mut longest, _later] = [(); 2].map(|()| {

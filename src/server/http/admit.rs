@@ -4,14 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::http::header::{AUTHORIZATION, EXPECT, ORIGIN};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, debug, info, info_span};
 
 use super::app::App;
+use super::body::Shared;
 use super::failure::Failure;
 use crate::server::openai::{ApiError, unique_id};
 
@@ -22,11 +24,15 @@ const MAX_ID: usize = 128;
 /// Routes that are asked every few seconds by those who look after the server.
 const QUIET: [&str; 5] = ["/health", "/ready", "/ping", "/load", "/metrics"];
 
-pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let start = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request_id(request.headers());
     let span = info_span!("request", id = id.to_str().unwrap_or_default());
+    // Who waits for a word before the body has not begun to send it.
+    let sends = !request.headers().contains_key(EXPECT);
+    let body = Shared::new(std::mem::take(request.body_mut()));
+    *request.body_mut() = Body::new(body.clone());
     let answer = async {
         match check(&app, &request) {
             Ok(()) => next.run(request).await,
@@ -34,6 +40,10 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         }
     };
     let mut response = answer.instrument(span.clone()).await;
+    let refused = response.status().is_client_error() || response.status().is_server_error();
+    if refused && sends && response.status() != StatusCode::REQUEST_TIMEOUT {
+        body.discard().await;
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     let status = response.status().as_u16();
     app.count(status);

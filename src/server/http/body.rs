@@ -2,17 +2,71 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::body::HttpBody;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::app::{App, KIB};
 use super::failure::Failure;
 use crate::server::openai::{ApiError, MAX_VALUES, values};
+
+/// Of a body that nobody wants, so much is heard, and so long. Many clients hear nothing themselves before they have said
+/// all, and take a connection that closes under them for a network that failed.
+const UNWANTED: (usize, Duration) = (64 << 20, Duration::from_secs(5));
+
+/// A body that two hold: who reads it, and who hears the rest.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Body>>);
+
+impl Shared {
+    pub fn new(body: Body) -> Shared {
+        Shared(Arc::new(Mutex::new(body)))
+    }
+
+    fn body(&self) -> MutexGuard<'_, Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hear what is left of it.
+    pub async fn discard(mut self) {
+        let (most, time) = UNWANTED;
+        let rest = async {
+            let mut heard = 0;
+            while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut self).poll_frame(cx)).await
+                && heard < most
+            {
+                heard += frame.data_ref().map_or(0, Bytes::len);
+            }
+        };
+        // Then it closes under them.
+        let _ = timeout(time, rest).await;
+    }
+}
+
+impl HttpBody for Shared {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *self.body()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body().size_hint()
+    }
+}
 
 /// A body of JSON, not read any further than that its parts can be counted. It counts among the bodies in memory until it is
 /// dropped.

@@ -81,3 +81,12 @@ fn a_lost_device_is_no_secret_and_ends_the_server() {
     });
     assert!(served.unwrap_err().is::<EngineFailed>());
 }
+
+#[test]
+fn a_panic_is_an_error_that_says_nothing() {
+    let response = super::failure::panicked(Box::new(String::from("index 7 of a secret")));
+    assert_eq!(response.status(), 500);
+    let body = Runtime::new().unwrap().block_on(axum::body::to_bytes(response.into_body(), 4096)).unwrap();
+    let text = String::from_utf8(body.into()).unwrap();
+    assert!(text.contains("server_error") && !text.contains("secret"), "{text}");
+}
