@@ -20,12 +20,17 @@ class Server:
         command = [os.environ["OCELLI_BIN"], "serve", *args, "--device", "cpu", "--port", "0"]
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         atexit.register(self.stop)
+        # One that says nothing is ended, and so is the wait.
+        patience = threading.Timer(60, self.process.kill)
+        patience.start()
         for line in self.process.stderr:
             if found := re.search(r"listening at (http://127\.0\.0\.1:\d+)", line):
+                patience.cancel()
                 self.url = found[1]
                 # Read on: what nobody reads is lost.
                 threading.Thread(target=self.process.stderr.read, daemon=True).start()
                 return
+        patience.cancel()
         raise RuntimeError("the server ended before it listened")
 
     def metric(self, name):

@@ -21,6 +21,7 @@ fn every_failure_is_an_error_object() {
     assert!(post(port, CHAT, "[]").error(400, "invalid_value").contains("must be an object"));
     assert!(post(port, CHAT, "{}").error(400, "missing_required_parameter").contains("messages"));
     assert!(post(port, CHAT, &" ".repeat(5001)).error(413, "body_too_large").contains("--max-body-bytes"));
+    assert!(refused(json!({ "messages": "hi" })).error(400, "invalid_value").contains("messages is \"hi\""));
     assert!(refused(json!({ "model": "other" })).error(404, "model_not_found").contains("other"));
     assert!(refused(json!({ "temperature": 9 })).error(400, "invalid_value").contains("temperature"));
     assert!(refused(json!({ "tools": [1] })).error(400, "unsupported_parameter").contains("tools"));

@@ -117,7 +117,10 @@ impl Conversation {
     pub fn items(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
         match fields.take("messages") {
             Some(Value::Array(items)) => Ok(items),
-            _ => {
+            Some(other) => {
+                Err(invalid("messages", format!("messages is {}; it must be a list of messages", shown(&other))))
+            }
+            None => {
                 let message = "messages must be a list of messages";
                 Err(ApiError::invalid("messages", "missing_required_parameter", message))
             }
