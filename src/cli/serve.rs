@@ -84,9 +84,10 @@ enum LogFormat {
 /// `https://HOST:PORT` or `*`.
 fn origin(text: &str) -> Result<HeaderValue, String> {
     let uri: Option<Uri> = text.parse().ok();
-    let whole = uri.is_some_and(|uri| uri.scheme().is_some() && uri.host().is_some() && !text.ends_with('/'));
+    let plain = |uri: Uri| Some(format!("{}://{}", uri.scheme_str()?, uri.authority()?).to_ascii_lowercase());
+    let whole = uri.and_then(plain).is_some_and(|plain| plain == text);
     let value = HeaderValue::from_str(text).ok().filter(|_| whole || text == "*");
-    value.ok_or_else(|| "write https://HOST or https://HOST:PORT, with nothing behind it, or *".into())
+    value.ok_or_else(|| "write https://HOST or https://HOST:PORT in small letters, with nothing behind it, or *".into())
 }
 
 /// Start the log. A thread writes it, so that nobody waits for whoever reads it; when it is far behind, lines are lost. What is

@@ -81,9 +81,17 @@ pub(super) async fn serve(listener: TcpListener, router: Router, app: &Arc<App>)
     };
     app.ready.store(false, Ordering::Relaxed);
     drop(listener);
-    if let End::Hangs = end {
-        // Its thread will not come back, and nobody may wait for it.
+    let ended = drain(connections, &mut signals, end, app).await;
+    // Nobody waits for what it still computes, and if that hangs, nobody may wait for its thread.
+    if app.engine.step_time().is_some() {
         std::mem::forget(app.engine.clone());
+    }
+    ended
+}
+
+/// Let the open connections end, as far as there is anything to wait for.
+async fn drain(connections: GracefulShutdown, signals: &mut Signals, end: End, app: &App) -> Result<()> {
+    if let End::Hangs = end {
         bail!(EngineHangs(app.options.step_timeout));
     }
     let drained = tokio::select! {
@@ -93,8 +101,9 @@ pub(super) async fn serve(listener: TcpListener, router: Router, app: &Arc<App>)
     if let End::Failed = end {
         bail!(EngineFailed);
     }
-    if !drained {
-        bail!("{} requests were given up", app.load());
+    let given_up = app.connections.busy();
+    if !drained && given_up > 0 {
+        bail!("{given_up} requests were given up");
     }
     Ok(())
 }
@@ -141,11 +150,11 @@ async fn connection(socket: TcpStream, place: Place, router: Router, watcher: Wa
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = place.busy();
         let answer = router.call(request);
-        async move { answer.await.map(|response| response.map(|body| busy.until_sent(body))) }
+        async move { answer.await.map(|response| response.map(|body| busy.until_read(body))) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(app.options.header_timeout).max_header_size(HEAD_BYTES);
-    let connection = http.serve_connection(Socket::new(socket, app.options.write_timeout), service);
+    let connection = http.serve_connection(Socket::new(socket, app.options.write_timeout, place.mark()), service);
     tokio::select! {
         _ = watcher.watch(connection) => {}
         () = place.evicted() => {}

@@ -29,8 +29,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let id = request_id(request.headers());
     let span = info_span!("request", id = id.to_str().unwrap_or_default());
-    // Who waits for a word before the body has not begun to send it.
-    let sends = !request.headers().contains_key(EXPECT);
+    let waits = request.headers().contains_key(EXPECT);
     let body = Shared::new(std::mem::take(request.body_mut()));
     *request.body_mut() = Body::new(body.clone());
     let answer = async {
@@ -41,6 +40,8 @@ pub(super) async fn admit(State(app): State<Arc<App>>, mut request: Request, nex
     };
     let mut response = answer.instrument(span.clone()).await;
     let refused = response.status().is_client_error() || response.status().is_server_error();
+    // Who waits to be asked for the body does not send it before.
+    let sends = !waits || body.was_asked();
     if refused && sends && response.status() != StatusCode::REQUEST_TIMEOUT {
         body.discard().await;
     }
@@ -80,8 +81,9 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a page comes from this machine or an allowed site. A name that somebody else resolves to this machine makes
-/// a page of theirs look to a browser as if it were of this server; it brings its name as its origin.
+/// Whether a page comes from an address, this machine by name, or an allowed site. A name that somebody else resolves to this
+/// machine makes a page of theirs look to a browser as if it were of this server; with whatever it asks but by GET, it
+/// brings its name as its origin.
 fn is_own(app: &App, origin: &HeaderValue) -> bool {
     let Ok(text) = origin.to_str() else { return false };
     let allowed = &app.options.allowed_origins;

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,15 +25,23 @@ const UNWANTED: (usize, Duration) = (64 << 20, Duration::from_secs(5));
 
 /// A body that two hold: who reads it, and who hears the rest.
 #[derive(Clone)]
-pub(super) struct Shared(Arc<Mutex<Body>>);
+pub(super) struct Shared {
+    body: Arc<Mutex<Body>>,
+    /// Somebody has asked for it, so its client has been told to send it.
+    asked: Arc<AtomicBool>,
+}
 
 impl Shared {
     pub fn new(body: Body) -> Shared {
-        Shared(Arc::new(Mutex::new(body)))
+        Shared { body: Arc::new(Mutex::new(body)), asked: Arc::default() }
+    }
+
+    pub fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 
     fn body(&self) -> MutexGuard<'_, Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hear what is left of it.
@@ -56,6 +65,7 @@ impl HttpBody for Shared {
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.asked.store(true, Ordering::Relaxed);
         Pin::new(&mut *self.body()).poll_frame(cx)
     }
 
@@ -71,8 +81,20 @@ impl HttpBody for Shared {
 /// A body of JSON, not read any further than that its parts can be counted. It counts among the bodies in memory until it is
 /// dropped.
 pub(super) struct Json {
-    pub text: String,
+    text: String,
     _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Json {
+    /// The text. Borrowed from the whole, so that who has the one has the other.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The text alone. Its room stays taken while this is there.
+    pub fn take_text(&mut self) -> String {
+        std::mem::take(&mut self.text)
+    }
 }
 
 /// Read the body, and take a place for the request. Whoever sends slowly holds none.

@@ -17,7 +17,7 @@ use crate::server::openai::{ChatRequest, Chunks, Form, Shape, chat_completion, u
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
     let start = Instant::now();
     let (place, mut body) = body::receive(&app, request).await?;
-    let text = std::mem::take(&mut body.text);
+    let text = body.take_text();
     let read = move |app: &App| {
         let mut chat = ChatRequest::parse(&text, app.engine.max_images())?;
         Ok((app.model(chat.model.take())?, chat))

@@ -28,7 +28,7 @@ struct Asked {
 pub(super) async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, Failure> {
     let start = Instant::now();
     let (place, body) = body::receive(&app, request).await?;
-    let asked = stages::work(&app, move |app| ask(app, &body.text)).await?;
+    let asked = stages::work(&app, move |app| ask(app, body.text())).await?;
     let Asked { model, answers, delivery, form, prompts, n } = asked;
     let answers = Streams::new(&app, answers, n, start);
     let id = unique_id("cmpl-");

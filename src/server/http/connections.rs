@@ -26,9 +26,17 @@ pub(super) struct Connections {
 
 /// One of them.
 struct State {
-    /// When it last began to wait for a request; none while it answers one.
-    idle: Mutex<Option<Instant>>,
+    use_: Mutex<Use>,
     evicted: Notify,
+}
+
+/// What a connection is busy with.
+#[derive(Clone, Copy)]
+struct Use {
+    /// Requests that are answered, and writes that wait for the client.
+    busy: usize,
+    /// When that last changed.
+    since: Instant,
 }
 
 /// A place among the open connections, given back when dropped.
@@ -61,20 +69,22 @@ impl Connections {
     pub fn enter(self: &Arc<Connections>) -> Option<Place> {
         let mut open = self.open();
         if open.len() >= self.max {
-            let idle = open.iter().filter_map(|(&number, state)| Some(((*state.idle())?, number)));
-            let Some((_, longest)) = idle.min() else {
+            if !evict_longest_idle(&mut open) {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 return None;
-            };
-            if let Some(state) = open.remove(&longest) {
-                state.evicted.notify_one();
-                self.evicted.fetch_add(1, Ordering::Relaxed);
             }
+            self.evicted.fetch_add(1, Ordering::Relaxed);
         }
         let number = self.accepted.fetch_add(1, Ordering::Relaxed);
-        let state = Arc::new(State { idle: Mutex::new(Some(Instant::now())), evicted: Notify::new() });
+        let state =
+            Arc::new(State { use_: Mutex::new(Use { busy: 0, since: Instant::now() }), evicted: Notify::new() });
         open.insert(number, state.clone());
         Some(Place { connections: self.clone(), number, state })
+    }
+
+    /// How many are busy.
+    pub fn busy(&self) -> usize {
+        self.open().values().filter(|state| state.used().busy > 0).count()
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<State>>> {
@@ -82,9 +92,25 @@ impl Connections {
     }
 }
 
+/// Close the connection that has been idle longest; false if none is idle.
+fn evict_longest_idle(open: &mut HashMap<u64, Arc<State>>) -> bool {
+    loop {
+        let used = open.iter().map(|(&number, state)| (*state.used(), number));
+        let idle = used.filter(|(used, _)| used.busy == 0).map(|(used, number)| (used.since, number));
+        let Some(state) = idle.min().and_then(|(_, longest)| open.remove_entry(&longest)) else { return false };
+        let (number, state) = state;
+        // It may have got a request meanwhile, and then it stays.
+        if state.used().busy == 0 {
+            state.evicted.notify_one();
+            return true;
+        }
+        open.insert(number, state);
+    }
+}
+
 impl State {
-    fn idle(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn used(&self) -> MutexGuard<'_, Use> {
+        self.use_.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,8 +122,23 @@ impl Place {
 
     /// The connection has a request to answer, until what this returns is dropped.
     pub fn busy(&self) -> Busy {
-        *self.state.idle() = None;
-        Busy(self.state.clone())
+        self.mark().busy()
+    }
+
+    /// For whoever else knows when the connection is busy.
+    pub fn mark(&self) -> Mark {
+        Mark(self.state.clone())
+    }
+}
+
+/// Says when a connection is busy.
+pub(super) struct Mark(Arc<State>);
+
+impl Mark {
+    /// It is, until what this returns is dropped.
+    pub fn busy(&self) -> Busy {
+        self.0.used().busy += 1;
+        Busy(self.0.clone())
     }
 }
 
@@ -107,19 +148,20 @@ impl Drop for Place {
     }
 }
 
-/// A request that is being answered.
+/// A request that is being answered, or a write that waits.
 pub(super) struct Busy(Arc<State>);
 
 impl Busy {
-    /// The body of its answer, which is the last of it.
-    pub fn until_sent(self, body: Body) -> Body {
+    /// Until the body of its answer has been read. What waits to be written then is the socket's to say.
+    pub fn until_read(self, body: Body) -> Body {
         Body::new(Answer { body, _busy: self })
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle() = Some(Instant::now());
+        let mut used = self.0.used();
+        *used = Use { busy: used.busy - 1, since: Instant::now() };
     }
 }
 

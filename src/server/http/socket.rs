@@ -10,17 +10,20 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::connections::{Busy, Mark};
+
 /// Fails when nothing could be written for a while: then the client's window and both buffers have been full so long.
 pub(super) struct Socket {
     inner: TokioIo<TcpStream>,
     timeout: Duration,
-    /// Runs while there is something to write and no room for it.
-    stalled: Option<Pin<Box<Sleep>>>,
+    mark: Mark,
+    /// Runs while there is something to write and no room for it. The connection is busy so long.
+    stalled: Option<(Pin<Box<Sleep>>, Busy)>,
 }
 
 impl Socket {
-    pub fn new(stream: TcpStream, timeout: Duration) -> Socket {
-        Socket { inner: TokioIo::new(stream), timeout, stalled: None }
+    pub fn new(stream: TcpStream, timeout: Duration, mark: Mark) -> Socket {
+        Socket { inner: TokioIo::new(stream), timeout, mark, stalled: None }
     }
 
     fn written(&mut self, cx: &mut Context<'_>, polled: Poll<Result<usize>>) -> Poll<Result<usize>> {
@@ -28,9 +31,9 @@ impl Socket {
             self.stalled = None;
             return polled;
         }
-        let timeout = self.timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        ready!(stalled.as_mut().poll(cx));
+        let Socket { timeout, mark, stalled, .. } = self;
+        let (timer, _) = stalled.get_or_insert_with(|| (Box::pin(sleep(*timeout)), mark.busy()));
+        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client reads nothing")))
     }
 }

@@ -15,7 +15,7 @@ use crate::server::openai::{DetokenizeRequest, TokenizeRequest, detokenized, tok
 /// The tokens of a prompt as a request for its answer would have them: its pictures are fetched, decoded and counted.
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, Failure> {
     let (_place, mut body) = body::receive(&app, request).await?;
-    let text = std::mem::take(&mut body.text);
+    let text = body.take_text();
     let read = move |app: &App| {
         let mut asked = TokenizeRequest::parse(&text, app.engine.max_images())?;
         app.model(asked.model.take())?;
@@ -38,7 +38,7 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, Failure> {
     let (_place, body) = body::receive(&app, request).await?;
     let show = move |app: &App| {
-        let mut asked = DetokenizeRequest::parse(&body.text)?;
+        let mut asked = DetokenizeRequest::parse(body.text())?;
         app.model(asked.model.take())?;
         Ok(detokenized(app.engine.tokenizer(), &asked.tokens)?)
     };
