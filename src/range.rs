@@ -2,23 +2,19 @@
 //! a range is nothing.
 
 /// A stretch of this thread's time, until it is dropped. Ranges lie within each other.
-pub(crate) struct Range;
+pub(crate) struct Open;
 
-impl Range {
+/// Begin a range.
+#[inline(always)]
+pub(crate) fn open(name: &str) -> Open {
     #[cfg(feature = "nvtx")]
-    pub fn new(name: &str) -> Range {
-        nvtx::range_push!("{}", name);
-        Range
-    }
-
+    nvtx::range_push!("{}", name);
     #[cfg(not(feature = "nvtx"))]
-    #[inline(always)]
-    pub fn new(_name: &str) -> Range {
-        Range
-    }
+    let _ = name;
+    Open
 }
 
-impl Drop for Range {
+impl Drop for Open {
     #[inline(always)]
     fn drop(&mut self) {
         #[cfg(feature = "nvtx")]

@@ -17,7 +17,7 @@ use crate::models::{
 };
 use crate::ops::{IN_PROMPT, Resize};
 use crate::plan::{Backend, Fill, Plan};
-use crate::range::Range;
+use crate::range;
 use crate::trace::{Detail, Kind, Run, Work};
 
 /// A step that was enqueued, and what it will have sampled.
@@ -384,7 +384,7 @@ fn run<B: Backend>(
     exec: &mut B::Exec,
     work: impl FnOnce() -> Work,
 ) -> Result<()> {
-    let _range = Range::new(kind.name());
+    let _range = range::open(kind.name());
     let Some(watch) = watch else { return backend.run(exec, None) };
     let mut marks = Vec::new();
     match watch.detail {

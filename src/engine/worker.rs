@@ -21,7 +21,7 @@ use super::{Sequence, SequenceId, Shared};
 use crate::models::{Content, RowMove, Stage, Tiles};
 use crate::ops::SamplingRow;
 use crate::plan::Backend;
-use crate::range::Range;
+use crate::range;
 use crate::{DeviceLost, Error};
 
 /// A request on its way to the engine's thread.
@@ -174,7 +174,7 @@ impl<B: Backend> Worker<B> {
     /// Plan a step and enqueue it. Returns whether there was anything to enqueue.
     fn start(&mut self) -> Result<bool, DeviceLost> {
         let start = Instant::now();
-        let range = Range::new("schedule");
+        let range = range::open("schedule");
         let step = self.scheduler.schedule();
         drop(range);
         self.stats.schedule_ms += milliseconds(start);
@@ -182,7 +182,7 @@ impl<B: Backend> Worker<B> {
         self.shared.did("schedule", start, &[("step", number)]);
         self.note(&step);
         let start = Instant::now();
-        let range = Range::new("enqueue");
+        let range = range::open("enqueue");
         let enqueued = self.enqueue(&step);
         drop(range);
         self.stats.enqueue_ms += milliseconds(start);
@@ -211,7 +211,7 @@ impl<B: Backend> Worker<B> {
     fn collect(&mut self, behind: Option<&Step>) -> Result<(), DeviceLost> {
         let Some((step, outputs)) = self.in_flight.pop_front() else { return Ok(()) };
         let start = Instant::now();
-        let range = Range::new("wait");
+        let range = range::open("wait");
         let outputs = self.runner.wait(outputs);
         drop(range);
         self.stats.wait_ms += milliseconds(start);
@@ -220,7 +220,7 @@ impl<B: Backend> Worker<B> {
         match outputs {
             Ok(outputs) => {
                 let start = Instant::now();
-                let range = Range::new("deliver");
+                let range = range::open("deliver");
                 self.deliver(&step, &outputs);
                 drop(range);
                 self.stats.deliver_ms += milliseconds(start);

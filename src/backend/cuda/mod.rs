@@ -25,7 +25,7 @@ use bytemuck::Pod;
 use crate::kernel::{GpuInfo, Launched};
 use crate::mem::{Bases, Buf, Region, Span};
 use crate::plan::{Backend, Fill, Plan, Step};
-use crate::range::Range;
+use crate::range;
 
 use driver::{Device, Function, Memory, Module};
 use event::Event;
@@ -160,7 +160,7 @@ impl Exec {
 impl Launch {
     fn enqueue(&self, device: &Device) -> Result<()> {
         let Launch { function, launched, maps, step } = self;
-        let _range = Range::new(step.label.as_str());
+        let _range = range::open(step.label.as_str());
         let launch = device.launch_with(function, &launched.geometry, launched.params(), maps.as_deref());
         launch.with_context(|| step.label.to_string())
     }
