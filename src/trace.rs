@@ -6,7 +6,9 @@
 
 mod chrome;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::kernel::Cost;
@@ -28,7 +30,7 @@ pub enum Detail {
 /// A stretch of a thread's time.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// The thread, as a number from 1 in the order in which threads first recorded something.
+    /// The thread: see [`Trace::threads`].
     pub thread: u64,
     /// What it did.
     pub name: &'static str,
@@ -77,6 +79,20 @@ pub struct Work {
     pub name: String,
     /// What runs. Costs of attention are for the lengths of this run.
     pub plan: Plan,
+}
+
+/// A step in words, by its rows that decode and the tokens of prompts beside them.
+pub fn step_name(decode: usize, prefill_tokens: usize) -> String {
+    match (prefill_tokens, decode) {
+        (0, rows) => format!("decode of {rows}"),
+        (tokens, 0) => format!("prefill of {tokens} tokens"),
+        (tokens, rows) => format!("prefill of {tokens} tokens beside decode of {rows}"),
+    }
+}
+
+/// An encoding in words: by the tower and the projector, or the projector alone.
+pub fn encode_name(tower: bool, tiles: usize) -> String {
+    format!("{} of {tiles} tiles", if tower { "encoding" } else { "projection" })
 }
 
 /// A plan that ran.
@@ -128,6 +144,8 @@ impl Run {
 /// What was recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
+    /// Names of threads by their number.
+    pub threads: BTreeMap<u64, String>,
     /// What threads did.
     pub spans: Vec<Span>,
     /// What the device did, in order.
@@ -172,7 +190,10 @@ impl Recording {
         // What began before the trace belongs to it as far as it lies in it.
         let from = start.max(self.start);
         let (start, time) = (from - self.start, from.elapsed());
-        self.trace.spans.push(Span { thread: thread(), name, start, time, args: args.to_vec() });
+        let thread = number();
+        let named = || thread::current().name().map_or_else(|| format!("thread {thread}"), str::to_owned);
+        self.trace.threads.entry(thread).or_insert_with(named);
+        self.trace.spans.push(Span { thread, name, start, time, args: args.to_vec() });
     }
 
     /// What the device did.
@@ -190,8 +211,8 @@ impl Recording {
     }
 }
 
-/// A number for this thread.
-fn thread() -> u64 {
+/// A number for this thread, from 1 in the order in which threads first recorded something.
+fn number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     thread_local!(static OWN: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
     OWN.with(|own| *own)

@@ -7,16 +7,17 @@
 mod batch;
 mod bench;
 mod chat;
-#[cfg(any(feature = "cuda", feature = "server"))]
 mod date;
 mod doctor;
 mod image_args;
 mod inspect;
 mod kernels;
 mod locate;
+mod machine;
 #[cfg(feature = "server")]
 mod media_args;
 mod plan;
+mod profile_args;
 mod progress;
 mod run;
 #[cfg(feature = "server")]

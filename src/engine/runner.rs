@@ -18,7 +18,7 @@ use crate::models::{
 use crate::ops::{IN_PROMPT, Resize};
 use crate::plan::{Backend, Fill, Plan};
 use crate::range;
-use crate::trace::{Detail, Kind, Run, Work};
+use crate::trace::{Detail, Kind, Run, Work, encode_name, step_name};
 
 /// A step that was enqueued, and what it will have sampled.
 pub struct InFlight<B: Backend> {
@@ -114,7 +114,7 @@ impl<B: Backend> Runner<B> {
             recorded(&self.backend, &mut self.encode, (stage, tiles), || encode_plan(&*self.model, stage, tiles))?;
         run(&self.backend, &mut self.watch, Kind::Encode, exec, || Work {
             kind: Kind::Encode,
-            name: format!("{} of {tiles} tiles", if stage == Stage::Tower { "encoding" } else { "projection" }),
+            name: encode_name(stage == Stage::Tower, tiles),
             plan: encode_plan(&*self.model, stage, tiles),
         })
     }
@@ -403,12 +403,8 @@ fn run<B: Backend>(
 fn work(model: &dyn Vlm, shape: StepShape, sequences: &[SequenceStep<'_>]) -> Work {
     let lengths: usize = sequences.iter().map(|s| s.cached + s.ids.len()).sum();
     let shape = StepShape { context: lengths.div_ceil(sequences.len().max(1)), ..shape };
-    let (kind, name) = match (shape.prefill_tokens, shape.decode) {
-        (0, rows) => (Kind::Decode, format!("decode of {rows}")),
-        (tokens, 0) => (Kind::Prefill, format!("prefill of {tokens} tokens")),
-        (tokens, rows) => (Kind::Prefill, format!("prefill of {tokens} tokens beside decode of {rows}")),
-    };
-    Work { kind, name, plan: model.step_plan(shape) }
+    let kind = if shape.prefill_tokens == 0 { Kind::Decode } else { Kind::Prefill };
+    Work { kind, name: step_name(shape.decode, shape.prefill_tokens), plan: model.step_plan(shape) }
 }
 
 /// A buffer that is filled from its start.

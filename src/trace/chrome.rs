@@ -1,6 +1,5 @@
 //! Chrome's trace format: one JSON object, its events in microseconds.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -57,14 +56,13 @@ impl Trace {
     fn lanes(&self) -> Vec<Value> {
         let process = |pid, name: &str| json!({"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}});
         let lane = |pid, tid, name: String| json!({"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}});
-        let threads: BTreeSet<u64> = self.spans.iter().map(|span| span.thread).collect();
         let mut lanes = vec![
             process(HOST, "host"),
             process(DEVICE, "device"),
             lane(DEVICE, LAUNCHES, "launches, one by one".into()),
             lane(DEVICE, PLANS, "plans".into()),
         ];
-        lanes.extend(threads.into_iter().map(|thread| lane(HOST, thread, format!("thread {thread}"))));
+        lanes.extend(self.threads.iter().map(|(&thread, name)| lane(HOST, thread, name.clone())));
         lanes
     }
 }
@@ -135,7 +133,7 @@ mod tests {
         let apart = Run::new(work(), us(100), &[us(4), us(6)]);
         let whole = Run::new(work(), us(200), &[us(7)]);
         let span = Span { thread: 3, name: "schedule", start: us(1), time: us(2), args: vec![("step", 9)] };
-        let trace = Trace { spans: vec![span], runs: vec![apart, whole], dropped: 0 };
+        let trace = Trace { spans: vec![span], runs: vec![apart, whole], ..Trace::default() };
         // 80 bytes and 4 flop a column: the bytes decide.
         let ceilings = Ceilings { read: 80e6, matrix: 1e12 };
         let mut file = Vec::new();
