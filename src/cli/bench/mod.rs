@@ -1,6 +1,8 @@
 //! `ocelli bench`: what users wait for, measured.
 
 mod latency;
+pub(crate) mod record;
+mod samples;
 #[cfg(feature = "server")]
 mod serve;
 mod throughput;
