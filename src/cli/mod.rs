@@ -7,7 +7,6 @@
 mod batch;
 mod bench;
 mod chat;
-#[cfg(any(feature = "cuda", feature = "server"))]
 mod date;
 mod doctor;
 mod image_args;

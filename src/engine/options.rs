@@ -199,7 +199,7 @@ impl Device {
     ///
     /// # Errors
     /// If a GPU was asked for and there is none, or it does not compute in `dtype`.
-    pub(super) fn choose(self, dtype: DType) -> Result<Device> {
+    pub(crate) fn choose(self, dtype: DType) -> Result<Device> {
         match self {
             Device::Auto if dtype != DType::F32 && gpus().is_ok_and(|count| count > 0) => Ok(Device::Cuda(0)),
             Device::Auto | Device::Cpu => Ok(Device::Cpu),
