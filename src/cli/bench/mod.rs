@@ -22,8 +22,10 @@ pub(crate) mod record;
 mod samples;
 #[cfg(feature = "server")]
 mod serve;
+mod startup;
 mod table;
 mod throughput;
+mod vision;
 mod work;
 
 use anyhow::Result;
@@ -38,6 +40,10 @@ pub(crate) enum BenchCommand {
     /// A running server, over HTTP: first token, time per token, requests and tokens a second
     #[cfg(feature = "server")]
     Serve(serve::ServeArgs),
+    /// Pictures alone, from the bytes of a file to the rows that prompts refer to
+    Vision(vision::VisionArgs),
+    /// From the start of a process to its first token, and where that time goes
+    Startup(startup::StartupArgs),
 }
 
 pub(super) fn run(command: &BenchCommand) -> Result<()> {
@@ -46,5 +52,7 @@ pub(super) fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Throughput(args) => throughput::run(args),
         #[cfg(feature = "server")]
         BenchCommand::Serve(args) => serve::run(args),
+        BenchCommand::Vision(args) => vision::run(args),
+        BenchCommand::Startup(args) => startup::run(args),
     }
 }

@@ -1,6 +1,6 @@
 //! The pictures of a prompt: files, or ones that are made from a seed and that no cache has seen.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
@@ -61,7 +61,11 @@ impl PicturesArgs {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Bytes> {
+/// The content of a picture file.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn read(path: &Path) -> Result<Bytes> {
     match ImageInput::open(path)? {
         ImageInput::Bytes(bytes) => Ok(bytes),
         _ => anyhow::bail!("{} is no picture file", path.display()),

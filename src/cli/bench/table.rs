@@ -1,6 +1,6 @@
 //! A record for people.
 
-use super::record::{Ceilings, Figure, Record};
+use super::record::{Bench, Ceilings, Figure, Input, Record};
 
 /// Width of the first column.
 const WHAT: usize = 44;
@@ -29,19 +29,22 @@ fn machine(record: &Record) -> String {
 
 fn work(record: &Record) -> String {
     let input = &record.input;
-    let mut text = format!("{} prompt tokens", input.prompt_tokens);
-    if !input.pictures.is_empty() {
-        let tokens = input.image_tokens.map_or_else(String::new, |tokens| format!("{tokens} of "));
-        text += &format!(" ({tokens}{})", pictures(&input.pictures));
-    }
-    text += &format!(", {} tokens of answer; {} requests", input.output_tokens, input.requests);
+    let shown = (!input.pictures.is_empty()).then(|| pictures(&input.pictures));
+    let seen = input.image_tokens.map_or_else(String::new, |tokens| format!("{tokens} of "));
+    let (prompt, answer) = (input.prompt_tokens, input.output_tokens);
+    let mut text = match (record.bench, shown) {
+        (Bench::Vision, _) => format!("times of one picture of {}", input.pictures.join(", ")),
+        (_, None) => format!("{prompt} prompt tokens, {answer} of answer"),
+        (_, Some(shown)) => format!("{prompt} prompt tokens ({seen}{shown}), {answer} of answer"),
+    };
     if let Some(n) = input.concurrency {
         text += &format!(", {n} at once");
     }
     if let Some(rate) = input.request_rate {
         text += &format!(", {rate} a second");
     }
-    text + &format!(", {} times, after {} to warm up; seed {}\n", input.repeats, input.warmup, input.seed)
+    let Input { requests, repeats, warmup, seed, .. } = input;
+    text + &format!("; {requests} a repeat, repeats {repeats}, to warm up {warmup}, seed {seed}\n")
 }
 
 /// `3 pictures: 640x480 (2), 336x336`
@@ -67,13 +70,14 @@ fn row(figure: &Figure) -> String {
     format!("{name:WHAT$}{}{range:>25}{percent}\n", columns.concat())
 }
 
-/// Four digits, and three behind the point at most.
+/// Four digits, and four behind the point at most.
 pub(super) fn number(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 999.95 => 0,
         size if size >= 99.995 => 1,
         size if size >= 9.9995 => 2,
-        _ => 3,
+        size if size >= 0.99995 => 3,
+        _ => 4,
     };
     format!("{value:.digits$}")
 }
@@ -95,7 +99,10 @@ mod tests {
             "llava-1.5-7b in bf16 (dummy), cuda on NVIDIA H200, driver 580.159.04 (CUDA 13.0); it reads 400 GB/s and \
              multiplies at 781 TFLOP/s"
         );
-        assert!(lines[1].starts_with("645 prompt tokens (1728 of 3 pictures: 640x480 (2), 336x336), 0 tokens"));
+        assert!(
+            lines[1]
+                .starts_with("645 prompt tokens (1728 of 3 pictures: 640x480 (2), 336x336), 0 of answer; 0 a repeat")
+        );
         assert!(lines[2].ends_with("medians of the repeats  % of ceiling"));
         let words: Vec<_> = lines[3].split_whitespace().collect();
         assert_eq!(words, ["first", "token,", "ms", "25.00", "25.00", "37.00", "39.70", "20.00", "..", "40.00"]);
@@ -107,6 +114,6 @@ mod tests {
     #[test]
     fn numbers_have_four_digits() {
         let all = [0.01234, 1.0, 9.9996, 12.345, 99.996, 123.45, 999.96, 12345.6].map(number);
-        assert_eq!(all, ["0.012", "1.000", "10.00", "12.35", "100.0", "123.5", "1000", "12346"]);
+        assert_eq!(all, ["0.0123", "1.000", "10.00", "12.35", "100.0", "123.5", "1000", "12346"]);
     }
 }
