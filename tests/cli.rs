@@ -414,41 +414,6 @@ fn doctor_completions_and_man_print_something_useful() {
     assert!(succeed(&["--version"]).starts_with("ocelli "));
 }
 
-#[test]
-fn the_latency_bench_measures_prompts_of_the_length_that_was_asked_for() {
-    let args = ["--image", "demo/images/shapes.jpg", "--input-len", "160", "--output-len", "3", "--num-iters", "3"];
-    let out = ocelli(&[&["bench", "latency", "--device", "cpu", "--json"], &args[..]].concat());
-    let stderr = |out: &Output| String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success(), "{}", stderr(&out));
-    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    for (what, n) in [("prompt_tokens", 160), ("output_tokens", 3), ("requests", 3)] {
-        assert_eq!(report[what], n, "{what}");
-    }
-    for time in ["prepare_ms", "queue_ms", "prefill_ms", "ttft_ms", "tpot_ms", "e2el_ms"] {
-        let [min, median, max] = ["min", "median", "max"].map(|what| report["times"][time][what].as_f64().unwrap());
-        assert!(0.0 < min && min <= median && median <= max, "{time}: {min} {median} {max}");
-    }
-    let out = ocelli(&["bench", "latency", "--device", "cpu", "--image", "demo/images/shapes.jpg", "--input-len", "3"]);
-    assert_eq!(out.status.code(), Some(1));
-    assert!(stderr(&out).contains("--input-len 3 cannot be met"), "{}", stderr(&out));
-}
-
-#[test]
-fn the_throughput_bench_asks_everything_at_once() {
-    let work = ["--image", "demo/images/shapes.jpg", "--input-len", "160", "--output-len", "4", "--num-prompts", "5"];
-    let out = ocelli(&[&["bench", "throughput", "--device", "cpu", "--num-iters", "2", "--json"], &work[..]].concat());
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!((&report["num_requests"], &report["passes"]), (&5.into(), &2.into()));
-    let median = |figure: &str| report[figure]["median"].as_f64().unwrap();
-    // The median of two passes' rates and times; the two may differ on a busy machine.
-    let seconds = median("elapsed_time");
-    assert!((median("requests_per_second") * seconds / 5.0 - 1.0).abs() < 0.5, "{report}");
-    assert!((median("tokens_per_second") / median("requests_per_second") - 164.0).abs() < 1e-6, "{report}");
-    assert!((median("output_tokens_per_second") / median("requests_per_second") - 4.0).abs() < 1e-6, "{report}");
-    assert!(report["times"]["ttft_ms"]["min"].as_f64().unwrap() > 0.0);
-}
-
 /// What stands on stderr is for people; whether there are any changes nothing.
 #[test]
 fn nobody_need_read_stderr() {

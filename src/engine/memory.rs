@@ -1,5 +1,8 @@
 //! How much of everything there is: decided once, by arithmetic, before anything is allocated.
 
+use std::time::Instant;
+
+use super::stats::milliseconds;
 use super::{Checkpoint, Device, Options, SchedulerLimits, available_memory};
 use crate::backend::{Any, Cpu};
 use crate::mem::Region;
@@ -51,6 +54,8 @@ pub(super) struct Placed {
     pub model: Box<dyn Vlm>,
     pub backend: Any,
     pub memory: Memory,
+    /// What opening the device and allocating took, in milliseconds.
+    pub device_ms: f64,
 }
 
 impl Memory {
@@ -113,15 +118,19 @@ pub(super) fn place(checkpoint: &Checkpoint, options: &Options, device: Device, 
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
+            let start = Instant::now();
             let gpu = crate::backend::cuda::driver::Device::open(ordinal).map_err(Error::Device)?;
+            let opened = milliseconds(start);
             let free = gpu.free_memory().map_err(Error::Device)? as u64;
             let share = (gpu.properties().memory as f64 * options.gpu_memory_utilization) as u64;
             let what = format!("memory on cuda:{ordinal}");
             let room = free.min(share);
             check(&*model, &limits, &what, room, 0).map_err(Error::Capacity)?;
             let (model, memory) = grow(checkpoint, options, model, limits, room, 0)?;
+            let start = Instant::now();
             let cuda = crate::backend::cuda::Cuda::on(gpu, model.regions(), 0).map_err(Error::Device)?;
-            Ok(Placed { model, backend: Any::Cuda(Box::new(cuda)), memory })
+            let device_ms = opened + milliseconds(start);
+            Ok(Placed { model, backend: Any::Cuda(Box::new(cuda)), memory, device_ms })
         }
         _ => {
             // Tensors that are read in the mapped file take no memory of their own.
@@ -133,8 +142,9 @@ pub(super) fn place(checkpoint: &Checkpoint, options: &Options, device: Device, 
             let others = needed(&*model, mapped) - region(&*model, Region::Kv);
             let (model, memory) =
                 grow(checkpoint, options, model, limits, others + most.min(available / SHARE_OF_HOST), mapped)?;
+            let start = Instant::now();
             let cpu = Cpu::new(model.regions()).map_err(Error::Device)?;
-            Ok(Placed { model, backend: Any::Cpu(cpu), memory })
+            Ok(Placed { model, backend: Any::Cpu(cpu), memory, device_ms: milliseconds(start) })
         }
     }
 }

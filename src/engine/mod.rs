@@ -77,7 +77,8 @@ pub use runner::{InFlight, Runner};
 pub use sampling::{MAX_N, Sampler, Sampling};
 pub use scheduler::{Encode, Row, Scheduler, SchedulerCounts, SchedulerLimits, Step};
 pub use sequence::{Place, Sequence, SequenceId};
-pub use start::Upload;
+pub(crate) use start::load_model;
+pub use start::{Startup, Upload};
 pub use stats::Stats;
 pub use step_inputs::{LogitRows, SequenceLists, SequenceStep};
 pub use step_outputs::{Outputs, Sampled};
@@ -135,6 +136,7 @@ struct Shared {
     hardware: String,
     warnings: Vec<String>,
     upload: Option<Upload>,
+    startup: Startup,
     memory: Memory,
     load_ms: f64,
     stats: Mutex<Stats>,
@@ -346,6 +348,11 @@ impl Engine {
     /// What bringing the weights to the device took; `None` if they are random numbers.
     pub fn upload(&self) -> Option<Upload> {
         self.shared().upload
+    }
+
+    /// Where the time of its start went.
+    pub fn startup(&self) -> Startup {
+        self.shared().startup
     }
 
     /// What there is room for.

@@ -19,7 +19,7 @@ use super::{Checkpoint, Device, Memory, Options, Scheduler, Shared};
 use crate::backend::Any;
 use crate::config::ProcessorKwargs;
 use crate::mem::Source;
-use crate::models::{Content, ImageInputType, RowMap, RowMove, Tiles, Vlm};
+use crate::models::{Content, ImageInputType, RowMap, RowMove, Stage, Tiles, Vlm};
 use crate::ops::{KV_BLOCK, SamplingRow};
 use crate::{Error, Result};
 
@@ -40,6 +40,23 @@ impl Upload {
     pub fn gb_per_s(&self) -> f64 {
         if self.ms > 0.0 { self.bytes as f64 / self.ms / 1e6 } else { 0.0 }
     }
+}
+
+/// Where the time of a start went, in milliseconds, in the order in which it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Startup {
+    /// Settings, tokenizer and chat template read and checked, the files of the weights mapped.
+    pub open_ms: f64,
+    /// The driver and the GPU opened, and all memory taken.
+    pub device_ms: f64,
+    /// Every tensor found, and decided how much there is of everything.
+    pub plan_ms: f64,
+    /// The weights brought to their places, or made there.
+    pub weights_ms: f64,
+    /// A picture, a prompt and an answer run once, on a GPU.
+    pub warm_ms: f64,
+    /// The plans of what recurs recorded, on a GPU.
+    pub record_ms: f64,
 }
 
 /// What the new thread has to say until it is ready.
@@ -91,19 +108,30 @@ fn serve(dir: PathBuf, options: &Options, arrivals: Receiver<Arrival>, tell: Sen
     }
 }
 
-/// Open, check, plan the memory, load the weights, and on a GPU run everything once.
-fn load(
-    dir: &Path,
-    options: &Options,
-    mut progress: impl FnMut(u64, u64),
-) -> Result<(Arc<Shared>, Runner<Any>, Scheduler)> {
-    let start = Instant::now();
+/// A model in memory, and nothing that has run.
+pub(crate) struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub memory: Memory,
+    pub runner: Runner<Any>,
+    scheduler: Scheduler,
+    on_gpu: bool,
+    upload: Option<Upload>,
+    warnings: Vec<String>,
+    startup: Startup,
+}
+
+/// Open, check, plan the memory, and load the weights.
+pub(crate) fn load_model(dir: &Path, options: &Options, mut progress: impl FnMut(u64, u64)) -> Result<Loaded> {
+    let mut clock = Clock::start();
     let checkpoint = Checkpoint::open(dir, options)?;
+    let open_ms = clock.lap();
     let device = options.device.choose(checkpoint.dtype).map_err(Error::Device)?;
+    let chosen_ms = clock.lap();
     let limits = memory::limits(&checkpoint, options, device);
-    let Placed { model, backend, memory } = memory::place(&checkpoint, options, device, limits)?;
+    let Placed { model, backend, memory, device_ms } = memory::place(&checkpoint, options, device, limits)?;
     let scheduler = Scheduler::new(memory.scheduler(options, &*model)).map_err(Error::Request)?;
     let warnings = [checkpoint.warnings(), &model.areas().warnings].concat();
+    let plan_ms = clock.lap() - device_ms;
 
     let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());
     let began = Instant::now();
@@ -111,11 +139,30 @@ fn load(
         done += bytes;
         progress(done, total);
     });
-    let mut runner = runner.map_err(Error::Device)?;
+    let runner = runner.map_err(Error::Device)?;
     let upload = checkpoint.weights.as_ref().map(|_| Upload { bytes: total, ms: milliseconds(began) });
     checkpoint.check_unchanged().map_err(Error::Model)?;
-    if device != Device::Cpu {
-        warm(&mut runner, &checkpoint, &memory).map_err(Error::Device)?;
+    let weights_ms = clock.lap();
+    let startup = Startup { open_ms, device_ms: chosen_ms + device_ms, plan_ms, weights_ms, ..Startup::default() };
+    let on_gpu = device != Device::Cpu;
+    Ok(Loaded { checkpoint, memory, runner, scheduler, on_gpu, upload, warnings, startup })
+}
+
+/// Load the model, and on a GPU run everything once.
+fn load(
+    dir: &Path,
+    options: &Options,
+    progress: impl FnMut(u64, u64),
+) -> Result<(Arc<Shared>, Runner<Any>, Scheduler)> {
+    let start = Instant::now();
+    let loaded = load_model(dir, options, progress)?;
+    let Loaded { checkpoint, memory, mut runner, scheduler, on_gpu, upload, warnings, mut startup } = loaded;
+    if on_gpu {
+        let mut clock = Clock::start();
+        let stage = warm(&mut runner, &checkpoint, &memory).map_err(Error::Device)?;
+        startup.warm_ms = clock.lap();
+        record(&mut runner, stage, &memory).map_err(Error::Device)?;
+        startup.record_ms = clock.lap();
     }
     let processor = runner.model().processor(&ProcessorKwargs::new());
     let processing = Processing::new(processor.map_err(Error::Model)?);
@@ -128,6 +175,7 @@ fn load(
         checkpoint,
         warnings,
         upload,
+        startup,
         memory,
         load_ms: milliseconds(start),
         stats: Mutex::new(Stats { blocks: scheduler.blocks(), ..Stats::default() }),
@@ -138,10 +186,25 @@ fn load(
     Ok((Arc::new(shared), runner, scheduler))
 }
 
-/// Run everything once, a picture, a prompt and answers, and record decode steps and encodings of every number that
-/// recurs, so that no request finds a kernel that is not loaded or a plan that is not recorded. What would take longer than
-/// [`RECORDING`] is left for when it is needed.
-fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> anyhow::Result<()> {
+/// Tells how long something took since it last did.
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    /// Milliseconds.
+    fn lap(&mut self) -> f64 {
+        let lap = milliseconds(self.0);
+        self.0 = Instant::now();
+        lap
+    }
+}
+
+/// Run everything once, a picture, a prompt and answers, so that no request finds a kernel that is not loaded. Returns
+/// where the encoding of pictures begins.
+fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> anyhow::Result<Option<Stage>> {
     const TEXT: usize = 32;
     let model = runner.shared_model();
     let mut pictures: Vec<Tiles> = Vec::new();
@@ -167,8 +230,13 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
             runner.sampled(1, 0)?;
         }
     }
+    Ok(pictures.first().and_then(|picture| picture.content.stage()))
+}
+
+/// Record decode steps and encodings of every number that recurs, so that no request finds a plan that is not recorded. What
+/// would take longer than [`RECORDING`] is left for when it is needed.
+fn record(runner: &mut Runner<Any>, stage: Option<Stage>, memory: &Memory) -> anyhow::Result<()> {
     let start = Instant::now();
-    let stage = pictures.first().and_then(|picture| picture.content.stage());
     let encodings = stage.map(|stage| (stage, memory.max_tiles));
     runner.record(memory.max_num_seqs, encodings, || start.elapsed() > RECORDING)
 }

@@ -23,7 +23,7 @@ fn bench(port: u16, args: &[&str]) -> Output {
 fn measure(port: u16, args: &[&str]) -> (String, Value) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("result.json");
-    let output = bench(port, &[args, &["--json", file.to_str().unwrap()]].concat());
+    let output = bench(port, &[args, &["--save", file.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     (String::from_utf8(output.stdout).unwrap(), report)
@@ -57,10 +57,15 @@ fn totals_are_those_of_the_server() {
         (7.0 * asked, asked)
     );
     assert_eq!((server.metric("mm_cache_queries_total"), server.metric("mm_cache_hits_total")), (2.0 * asked, 0.0));
-    for line in ["Successful requests:                     6", "Total generated tokens:                  42"] {
-        assert!(table.contains(line), "{table}");
-    }
-    assert!(table.contains("-----Time per Output Token (excl. 1st token)------"), "{table}");
+    let input = &report["input"];
+    assert_eq!((&input["requests"], &input["concurrency"], &input["repeats"]), (&json!(6), &json!(3), &json!(1)));
+    assert_eq!((&input["pictures"], &input["output_tokens"]), (&json!(["40x30", "40x30"]), &json!(7)));
+    assert_eq!(
+        (&report["bench"], &report["model"], &report["gpu"]),
+        (&json!("serve"), &json!("tiny"), &json!("unknown"))
+    );
+    assert!(!report["command"].as_str().unwrap().contains("sesame"), "a key is nobody's to read");
+    assert!(table.contains(", 7 of answer, 3 at once; 6 a repeat, repeats 1, to warm up 2, seed 4"), "{table}");
 }
 
 #[test]
@@ -70,6 +75,8 @@ fn the_report_has_the_fields_of_vllm() {
     let mut fields: BTreeSet<String> = [
         "date",
         "backend",
+        "bench",
+        "figures",
         "endpoint_type",
         "model_id",
         "num_prompts",
@@ -121,7 +128,9 @@ fn refused_requests_are_counted() {
         errors.iter().all(|error| error.starts_with("429 Too Many Requests: 2 requests run or wait")),
         "{errors:?}"
     );
-    assert!(table.contains(&format!("Failed requests:                         {failed}")), "{table}");
+    assert_eq!(report["figures"]["failed"]["median"], json!(failed as f64));
+    let line = table.lines().find(|line| line.starts_with("requests without an answer")).unwrap();
+    assert!(line.contains(&format!(" {failed}.")), "{table}");
 }
 
 #[test]
@@ -132,7 +141,7 @@ fn what_is_wrong_is_said() {
         (closed, &[][..], 1, format!("connecting to 127.0.0.1:{closed} (--base-url)")),
         (server.port, &[], 1, "401 Unauthorized: the key is missing or wrong".into()),
         (server.port, &["--api-key", "sesame", "--model", "x"], 1, "the first request failed: 404 Not Found".into()),
-        (server.port, &["--json", "/nowhere/x.json"], 1, "/nowhere/x.json (--json)".into()),
+        (server.port, &["--save", "/nowhere/x.json"], 1, "/nowhere/x.json (--save)".into()),
         (server.port, &["--request-rate", "0"], 2, "requests a second".into()),
         (server.port, &["--image", "640"], 2, "WxH".into()),
     ] {
@@ -146,6 +155,28 @@ fn what_is_wrong_is_said() {
         .output()
         .unwrap();
     assert!(String::from_utf8(output.stderr).unwrap().contains("https is not spoken here"));
+}
+
+#[test]
+fn repeats_ask_nothing_twice_and_are_a_spread() {
+    let server = Server::start(&[]);
+    let work = ["--num-prompts", "4", "--repeats", "3", "--num-warmups", "1", "--output-len", "3", "--images", "1"];
+    let (_, report) = measure(server.port, &[&work[..], &["--image-size", "30x20"]].concat());
+    // The first request, the one to warm up, and three times four.
+    assert_eq!((server.metric("mm_cache_queries_total"), server.metric("mm_cache_hits_total")), (14.0, 0.0));
+    assert_eq!((&report["num_prompts"], &report["completed"]), (&json!(12), &json!(12)));
+    for name in ["ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "request_throughput"] {
+        let figure = &report["figures"][name];
+        assert_eq!(figure["repeats"].as_array().unwrap().len(), 3, "{name}: {figure}");
+    }
+    assert_eq!(report["figures"]["ttft_ms"]["samples"], 12);
+    for name in ["ttft_ms", "tpot_ms", "itl_ms", "e2el_ms"] {
+        for what in ["mean", "median", "std", "p90", "p99"] {
+            assert_eq!(report[format!("{what}_{name}")], report["figures"][name][what], "{what} {name}");
+        }
+    }
+    let starts = numbers(&report, "start_times");
+    assert!(starts[3] <= starts[4] && starts[7] <= starts[8], "one repeat after another: {starts:?}");
 }
 
 /// Before the first token and before each of the three others.

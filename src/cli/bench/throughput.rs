@@ -1,29 +1,28 @@
 //! Many requests at once.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::{Map, Value, json};
 
-use super::{Spread, TIMES, WorkArgs, headline, read, report, spread};
-use crate::engine::{Engine, Output, Request, Stats};
+use super::cost::RequestCost;
+use super::machine::Setup;
+use super::pictures::Bytes;
+use super::record::Better::Higher;
+use super::record::{Bench, Better, Figure, Figures, Input};
+use super::work::{PARTS, WorkArgs, sizes, tpot};
+use crate::engine::{Engine, ImageInput, Output, Request, Stats};
 
 #[derive(Args)]
 pub(crate) struct ThroughputArgs {
     #[command(flatten)]
     work: WorkArgs,
-    /// A picture file for a prompt; of several, the prompts take one each in turn
-    #[arg(long, value_name = "FILE")]
-    image: Vec<PathBuf>,
-    /// Requests that are asked at once
+    /// Requests that are asked at once; of several --image, they take one each in turn
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     num_prompts: u32,
     /// Times that all of them are asked and measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    num_iters: u32,
+    #[arg(long, visible_alias = "num-iters", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
     /// Times before those
     #[arg(long, default_value_t = 1)]
     num_iters_warmup: u32,
@@ -35,6 +34,8 @@ struct Pass {
     outputs: Vec<Output>,
     /// The engine's counters when it began and when it ended.
     stats: [Stats; 2],
+    /// Operations of all of them.
+    flops: f64,
 }
 
 impl Pass {
@@ -43,87 +44,137 @@ impl Pass {
         let outputs = engine.generate(requests);
         let seconds = start.elapsed().as_secs_f64();
         let outputs = outputs.into_iter().collect::<crate::Result<Vec<_>>>()?;
-        Ok(Pass { seconds, outputs, stats: [before, engine.stats()] })
+        Ok(Pass { seconds, outputs, stats: [before, engine.stats()], flops: 0.0 })
     }
 
     fn rate(&self, tokens: impl Fn(&Output) -> usize) -> f64 {
         self.outputs.iter().map(tokens).sum::<usize>() as f64 / self.seconds
     }
 
-    /// What a counter of milliseconds grew by, for every step of the model.
-    fn per_step(&self, counter: impl Fn(&Stats) -> f64) -> f64 {
-        (counter(&self.stats[1]) - counter(&self.stats[0])) / self.steps()
+    /// What a counter grew by.
+    fn grown(&self, counter: impl Fn(&Stats) -> f64) -> f64 {
+        counter(&self.stats[1]) - counter(&self.stats[0])
     }
 
-    fn steps(&self) -> f64 {
-        (self.stats[1].steps - self.stats[0].steps) as f64
+    /// The same for every step of the model.
+    fn per_step(&self, counter: impl Fn(&Stats) -> f64) -> f64 {
+        self.grown(counter) / self.grown(|s| s.steps as f64)
     }
 }
 
-/// A number of a pass, by its name in the report and in words.
-type Figure = (&'static str, &'static str, fn(&Pass) -> f64);
+/// A number of a pass: its name, in words, its unit, which way is better, and what it is.
+type OfPass = (&'static str, &'static str, &'static str, Option<Better>, fn(&Pass) -> f64);
 
-const FIGURES: [Figure; 9] = [
-    ("elapsed_time", "seconds", |p| p.seconds),
-    ("requests_per_second", "requests a second", |p| p.rate(|_| 1)),
-    ("output_tokens_per_second", "tokens of answers a second", |p| p.rate(|o| o.outputs[0].token_ids.len())),
-    ("tokens_per_second", "tokens a second", |p| p.rate(|o| o.prompt_token_ids.len() + o.outputs[0].token_ids.len())),
-    ("step_ms", "milliseconds a step", |p| 1e3 * p.seconds / p.steps()),
-    ("schedule_ms", "of them to plan it", |p| p.per_step(|s| s.schedule_ms)),
-    ("enqueue_ms", "to write and enqueue it", |p| p.per_step(|s| s.enqueue_ms)),
-    ("wait_ms", "to wait for the device", |p| p.per_step(|s| s.wait_ms)),
-    ("deliver_ms", "and to hand out tokens", |p| p.per_step(|s| s.deliver_ms)),
+const RATES: [OfPass; 4] = [
+    ("request_throughput", "requests", "req/s", Some(Higher), |p| p.rate(|_| 1)),
+    ("output_throughput", "tokens of answers", "tok/s", Some(Higher), |p| p.rate(|o| o.outputs[0].token_ids.len())),
+    ("total_token_throughput", "tokens of prompts and answers", "tok/s", Some(Higher), |p| {
+        p.rate(|o| o.prompt_token_ids.len() + o.outputs[0].token_ids.len())
+    }),
+    ("compute_tflop_s", "all of it computes", "TFLOP/s", Some(Higher), |p| p.flops / p.seconds / 1e12),
+];
+
+const STEPS: [OfPass; 7] = [
+    ("duration_s", "all requests", "s", None, |p| p.seconds),
+    ("step_ms", "a step of the model", "ms", None, |p| 1e3 * p.seconds / p.grown(|s| s.steps as f64)),
+    ("schedule_ms", "  to plan it", "ms", None, |p| p.per_step(|s| s.schedule_ms)),
+    ("enqueue_ms", "  to write and enqueue it", "ms", None, |p| p.per_step(|s| s.enqueue_ms)),
+    ("wait_ms", "  to wait for the device", "ms", None, |p| p.per_step(|s| s.wait_ms)),
+    ("deliver_ms", "  to hand out tokens", "ms", None, |p| p.per_step(|s| s.deliver_ms)),
+    ("preemptions", "sequences that gave way", "a pass", None, |p| p.grown(|s| s.scheduler.preemptions as f64)),
 ];
 
 pub(super) fn run(args: &ThroughputArgs) -> Result<()> {
-    let pictures = read(&args.image)?;
-    let engine = args.work.open()?;
-    let picture = |i: usize| if pictures.is_empty() { vec![] } else { vec![pictures[i % pictures.len()].clone()] };
-    // Every picture may take another number of tokens, and so need another prompt.
-    let kinds = (0..pictures.len().max(1)).map(|i| args.work.request(&engine, picture(i)));
-    let kinds = kinds.collect::<Result<Vec<_>>>()?;
-    let requests: Vec<_> = (0..args.num_prompts as usize).map(|i| kinds[i % kinds.len()].clone()).collect();
+    let work = &args.work;
+    let outcome = work.outcome.open(Bench::Throughput)?;
+    let prompts = pictures(args)?;
+    let setup = Setup::measured(&work.model, &work.options())?;
+    let engine = work.open()?;
+    let kinds = kinds(&prompts, work.pictures.image.len());
+    let requests = requests(&engine, work, &prompts, kinds)?;
     for _ in 0..args.num_iters_warmup {
         Pass::measure(&engine, &requests)?;
     }
-    let passes = (0..args.num_iters).map(|_| Pass::measure(&engine, &requests)).collect::<Result<Vec<_>>>()?;
-    let text = if args.work.json { as_json(&engine, &passes) } else { table(&engine, &passes) };
-    Ok(io::stdout().write_all(text.as_bytes())?)
+    let passes = (0..args.repeats).map(|_| Pass::measure(&engine, &requests)).collect::<Result<Vec<_>>>()?;
+
+    let outputs = &passes[0].outputs;
+    let tokens = outputs[0].outputs[0].token_ids.len();
+    let flops = |output: &Output, pictures: &[Bytes]| {
+        RequestCost::of(&setup.checkpoint, pictures, output.prompt_token_ids.len(), tokens).map(|c| c.flops(tokens))
+    };
+    let flops_of_kinds = outputs.iter().zip(&prompts).take(kinds).map(|(output, pictures)| flops(output, pictures));
+    let flops_of_kinds = flops_of_kinds.collect::<Result<Vec<_>>>()?;
+    let flops = (0..requests.len()).map(|i| flops_of_kinds[i % kinds] as f64).sum();
+    let passes: Vec<_> = passes.into_iter().map(|pass| Pass { flops, ..pass }).collect();
+    let input = input(args, &passes[0].outputs, sizes(&prompts[..kinds].concat())?);
+    outcome.tell(&setup.record(Bench::Throughput, input, figures(&setup, &passes)))
 }
 
-fn figure(passes: &[Pass], of: fn(&Pass) -> f64) -> Spread {
-    Spread::of(passes.iter().map(of))
-}
-
-fn outputs(passes: &[Pass]) -> impl Iterator<Item = &Output> {
-    passes.iter().flat_map(|p| &p.outputs)
-}
-
-fn table(engine: &Engine, passes: &[Pass]) -> String {
-    let Pass { outputs: first, stats, .. } = &passes[0];
-    let mut text =
-        format!("{}, {} requests at once, {} times\n", headline(engine, &first[0]), first.len(), passes.len());
-    text += &format!("{:<28}{:>10}{:>10}{:>10}\n", "of the times", "median", "min", "max");
-    for (_, what, of) in FIGURES {
-        text += &format!("{what:<28}{}\n", figure(passes, of).columns());
+/// The pictures of every prompt: a file for each in turn, or some that no other has.
+fn pictures(args: &ThroughputArgs) -> Result<Vec<Vec<Bytes>>> {
+    let (work, count) = (&args.work, args.num_prompts as usize);
+    if work.pictures.image.is_empty() {
+        return work.pictures.of_prompts(work.seed, count as u64);
     }
-    text += &format!("{:<28}{:>10}{:>10}{:>10}\n", "milliseconds of a request", "median", "min", "max");
-    for (_, what, time) in TIMES {
-        text += &format!("{what:<28}{}\n", spread(outputs(passes), time).columns());
-    }
-    let preemptions = passes[passes.len() - 1].stats[1].scheduler.preemptions - stats[0].scheduler.preemptions;
-    text += &format!("{preemptions} preemptions; loaded in {:.0} ms\n", first[0].timings.load_ms);
-    text
+    let files = work.pictures.of_prompt(work.seed, 0)?;
+    Ok((0..count).map(|i| vec![files[i % files.len()].clone()]).collect())
 }
 
-fn as_json(engine: &Engine, passes: &[Pass]) -> String {
-    let mut report = report("throughput", engine, &passes[0].outputs[0]);
-    report.insert("num_requests".into(), json!(passes[0].outputs.len()));
-    report.insert("passes".into(), json!(passes.len()));
-    for (name, _, of) in FIGURES {
-        report.insert(name.into(), figure(passes, of).json());
+/// Prompts that may need another text than those before them: the pictures of a file may take another number of tokens;
+/// those of the seed have one size.
+fn kinds(prompts: &[Vec<Bytes>], files: usize) -> usize {
+    files.clamp(1, prompts.len())
+}
+
+fn requests(engine: &Engine, work: &WorkArgs, prompts: &[Vec<Bytes>], kinds: usize) -> Result<Vec<Request>> {
+    let kinds = prompts[..kinds].iter().map(|pictures| work.request(engine, pictures.clone()));
+    let kinds = kinds.collect::<Result<Vec<_>>>()?;
+    let request = |(i, pictures): (usize, &Vec<Bytes>)| Request {
+        images: pictures.iter().cloned().map(ImageInput::Bytes).collect(),
+        ..kinds[i % kinds.len()].clone()
+    };
+    Ok(prompts.iter().enumerate().map(request).collect())
+}
+
+fn input(args: &ThroughputArgs, outputs: &[Output], pictures: Vec<String>) -> Input {
+    let mean = |of: &dyn Fn(&Output) -> usize| (outputs.iter().map(of).sum::<usize>() / outputs.len()) as u64;
+    Input {
+        prompt_tokens: mean(&|o| o.prompt_token_ids.len()),
+        image_tokens: Some(mean(&|o| o.image_tokens.iter().sum())),
+        output_tokens: mean(&|o| o.outputs[0].token_ids.len()),
+        pictures,
+        requests: outputs.len() as u64,
+        concurrency: None,
+        request_rate: None,
+        seed: args.work.seed,
+        repeats: args.repeats.into(),
+        warmup: args.num_iters_warmup.into(),
     }
-    let times = TIMES.iter().map(|(name, _, time)| (name.to_string(), spread(outputs(passes), *time).json()));
-    report.insert("times".into(), json!(times.collect::<Map<String, Value>>()));
-    format!("{:#}\n", Value::Object(report))
+}
+
+fn figures(setup: &Setup, passes: &[Pass]) -> Figures {
+    let mut figures = Figures::default();
+    let mut push_all = |table: &[OfPass]| {
+        for (name, what, unit, better, of) in table {
+            let repeats: Vec<_> = passes.iter().map(|pass| vec![of(pass)]).collect();
+            let ceiling = setup.matrix_ceiling().filter(|_| *unit == "TFLOP/s");
+            let figure = Figure::of(what, unit, *better, &repeats);
+            figures.push(*name, figure.map(|figure| figure.beside(ceiling)));
+        }
+    };
+    push_all(&RATES);
+    push_all(&STEPS);
+    // When everything is asked at once, these say how it was queued, and the rates how good that was.
+    let mut times = |name: &str, what: &str, of: &dyn Fn(&Output) -> f64| {
+        let repeats: Vec<_> = passes.iter().map(|pass| pass.outputs.iter().map(of).collect()).collect();
+        figures.push(name, Figure::of(what, "ms", None, &repeats));
+    };
+    let e2el = |o: &Output| o.timings.ttft_ms + o.timings.decode_ms;
+    times("ttft_ms", "first token of a request", &|o| o.timings.ttft_ms);
+    for (name, what, part) in PARTS {
+        times(name, what, &part);
+    }
+    times("tpot_ms", "every token after it", &|o| tpot(o.timings.ttft_ms, e2el(o), o.outputs[0].token_ids.len()));
+    times("e2el_ms", "the whole answer", &e2el);
+    figures
 }

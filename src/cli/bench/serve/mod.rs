@@ -5,20 +5,17 @@
 //! | `prompts` | what is asked: texts and pictures that no cache has seen |
 //! | `client` | connections that stay open, and a request over one of them |
 //! | `answer` | the events of an answer, and when they came |
-//! | `report` | the table and the JSON object |
+//! | `report` | the record, with the fields of vLLM's |
 
 mod answer;
 mod client;
 mod prompts;
 mod report;
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use axum::body::Bytes;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -28,9 +25,12 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use super::super::{progress, tell};
+use super::outcome::OutcomeArgs;
+use super::pictures::Size;
+use super::record::Bench;
 use answer::Answer;
 use client::{BaseUrl, Client};
-use prompts::{Prompts, Size};
+use prompts::Prompts;
 
 /// Threads of the client: it reads some hundred thousand events a second on one, and the server needs the rest.
 const THREADS: usize = 4;
@@ -50,12 +50,15 @@ pub(crate) struct ServeArgs {
     /// What requests bring as Authorization: Bearer KEY
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
-    /// Requests that are measured
+    /// Requests of a repeat
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=MOST))]
     num_prompts: u32,
     /// Requests before those
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MOST))]
     num_warmups: u32,
+    /// Times that so many are measured, none of them asked twice; their medians are the spread
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeats: u32,
     /// Requests that are under way at once; as many as there are when left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_concurrency: Option<u32>,
@@ -72,17 +75,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=64))]
     images: u32,
     /// Width and height of the pictures
-    #[arg(long, default_value = "640x480", value_name = "WxH")]
-    image: Size,
+    #[arg(long, alias = "image", default_value = "640x480", value_name = "WxH")]
+    image_size: Size,
     /// Another one makes other prompts, pictures and times
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Also write a JSON object with the fields of `vllm bench serve`
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    outcome: OutcomeArgs,
 }
 
 /// A request that was measured.
+#[derive(Clone)]
 struct Measured {
     /// When it was sent, from the beginning.
     start: Duration,
@@ -92,35 +95,35 @@ struct Measured {
     answer: Result<Answer, String>,
 }
 
+/// The requests of a repeat, measured.
+struct Pass {
+    duration: Duration,
+    /// In the order in which they were made.
+    requests: Vec<Measured>,
+}
+
 /// All requests, measured.
 struct Run {
     /// The name of the model.
     model: String,
-    duration: Duration,
-    /// In the order in which they were made.
-    requests: Vec<Measured>,
+    passes: Vec<Pass>,
     /// Bytes of a request's body, on average.
     body_bytes: f64,
 }
 
 pub(super) fn run(args: &ServeArgs) -> Result<()> {
-    // Nobody should wait for a wrong name.
-    let named = |path: &PathBuf| format!("{} (--json)", path.display());
-    let file = args.json.as_ref().map(|path| File::create(path).with_context(|| named(path))).transpose()?;
+    let outcome = args.outcome.open(Bench::Serve)?;
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(THREADS);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let run = runtime.context("starting the client's threads")?.block_on(measure(args))?;
-    let report = report::Report::of(&run);
-    io::stdout().write_all(report.table(args).as_bytes())?;
-    if let (Some(mut file), Some(path)) = (file, &args.json) {
-        file.write_all(report.json(args).as_bytes()).with_context(|| named(path))?;
-    }
-    let failures = report.failures();
+    let failures = report::failures(&run);
     for (message, count) in failures.iter().take(10) {
         tell(format_args!("[{count} failed: {message}]"));
     }
-    ensure!(report.completed() > 0, "no request succeeded; the last failed with: {}", failures[failures.len() - 1].0);
-    Ok(())
+    match report::record(&run, args) {
+        Some(record) => outcome.tell(&record),
+        None => bail!("no request succeeded; the last failed with: {}", failures[failures.len() - 1].0),
+    }
 }
 
 async fn measure(args: &ServeArgs) -> Result<Run> {
@@ -134,23 +137,28 @@ async fn measure(args: &ServeArgs) -> Result<Run> {
         words: args.input_len,
         tokens: args.output_len,
         pictures: args.images,
-        size: args.image,
+        size: args.image_size,
         seed: args.seed,
     };
     // The first one shows whether the server answers at all. None of them is asked twice.
-    let bodies = prompts.bodies(args.num_prompts as usize + args.num_warmups as usize + 1)?;
-    let (measured, warmups) = bodies.split_at(args.num_prompts as usize);
-    if let Err(message) = client.chat(warmups[0].clone()).await {
+    let (each, warmups) = (args.num_prompts as usize, args.num_warmups as usize);
+    let mut measured = prompts.bodies(each * args.repeats as usize + warmups + 1)?;
+    let first = measured.split_off(measured.len() - warmups - 1);
+    if let Err(message) = client.chat(first[0].clone()).await {
         bail!("the first request failed: {message}");
     }
-    let flow = Flow { client, places: places(args.max_concurrency), bar: ProgressBar::hidden() };
-    flow.send(&warmups[1..], &vec![Duration::ZERO; warmups.len() - 1]).await?;
-    let times = prompts::arrivals(measured.len(), args.request_rate, args.seed);
     let bar = progress::requests(measured.len() as u64);
-    let (duration, requests) = Flow { bar: bar.clone(), ..flow }.send(measured, &times).await?;
+    let mut flow = Flow { client, places: places(args.max_concurrency), bar: ProgressBar::hidden() };
+    flow.send(&first[1..], &vec![Duration::ZERO; warmups]).await?;
+    flow.bar = bar.clone();
+    let mut passes = Vec::new();
+    for (i, bodies) in measured.chunks(each).enumerate() {
+        let times = prompts::arrivals(each, args.request_rate, args.seed.wrapping_add(i as u64));
+        passes.push(flow.send(bodies, &times).await?);
+    }
     bar.finish_and_clear();
     let body_bytes = measured.iter().map(|body| body.len() as f64).sum::<f64>() / measured.len() as f64;
-    Ok(Run { model, duration, requests, body_bytes })
+    Ok(Run { model, passes, body_bytes })
 }
 
 /// How requests go out.
@@ -163,7 +171,7 @@ struct Flow {
 
 impl Flow {
     /// Send each body at its time, and wait for the answers.
-    async fn send(&self, bodies: &[Bytes], times: &[Duration]) -> Result<(Duration, Vec<Measured>)> {
+    async fn send(&self, bodies: &[Bytes], times: &[Duration]) -> Result<Pass> {
         let begin = Instant::now();
         let mut tasks = JoinSet::new();
         for (i, (body, &time)) in bodies.iter().zip(times).enumerate() {
@@ -184,7 +192,7 @@ impl Flow {
         let mut requests = tasks.join_all().await;
         let duration = begin.elapsed();
         requests.sort_by_key(|(i, _)| *i);
-        Ok((duration, requests.into_iter().map(|(_, measured)| measured).collect()))
+        Ok(Pass { duration, requests: requests.into_iter().map(|(_, measured)| measured).collect() })
     }
 }
 

@@ -1,50 +1,15 @@
 //! What is asked: texts and pictures that no cache has seen.
 
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use axum::body::Bytes;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use image::ExtendedColorType;
-use image::codecs::jpeg::JpegEncoder;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-/// Words that are one token each to most tokenizers of English.
-const WORDS: [&str; 64] = [
-    "the", "of", "and", "to", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "his",
-    "they", "be", "at", "one", "have", "this", "from", "or", "had", "by", "hot", "but", "some", "what", "there", "we",
-    "can", "out", "other", "were", "all", "your", "when", "up", "use", "word", "how", "said", "an", "each", "she",
-    "which", "do", "their", "time", "if", "will", "way", "about", "many", "then", "them", "would", "write", "like",
-    "so", "these",
-];
-
-/// Longest side of a picture.
-const SIDE: u16 = 8192;
-/// Pillow's and most cameras' middle way.
-const QUALITY: u8 = 75;
-/// Brightness that a pixel is off its place in the gradient, at most: the grain of a photograph.
-const GRAIN: f32 = 16.0;
-
-/// Width and height of a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size {
-    pub width: u16,
-    pub height: u16,
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Size, String> {
-        let side = |side: &str| side.parse().ok().filter(|side| (1..=SIDE).contains(side));
-        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
-        let (width, height) = sides.ok_or_else(|| format!("must be WxH, each from 1 to {SIDE}"))?;
-        Ok(Size { width, height })
-    }
-}
+use super::super::pictures::{Random, Size, words};
 
 /// How requests are made. The same ones for the same fields.
 pub(super) struct Prompts<'a> {
@@ -67,10 +32,10 @@ impl Prompts<'_> {
 
     fn body(&self, index: usize) -> Result<Value> {
         let mut random = Random::new(self.seed, index as u64);
-        let words: Vec<_> = (0..self.words).map(|_| WORDS[random.below(WORDS.len())]).collect();
-        let mut parts = vec![json!({ "type": "text", "text": words.join(" ") })];
-        for _ in 0..self.pictures {
-            let data = BASE64_STANDARD.encode(picture(self.size, &mut random)?);
+        let text = words(self.words as usize, &mut random).join(" ");
+        let mut parts = vec![json!({ "type": "text", "text": text })];
+        for picture in self.size.pictures(self.pictures, &mut random)? {
+            let data = BASE64_STANDARD.encode(picture);
             let url = format!("data:image/jpeg;base64,{data}");
             parts.push(json!({ "type": "image_url", "image_url": { "url": url } }));
         }
@@ -84,30 +49,6 @@ impl Prompts<'_> {
             "stream_options": { "include_usage": true },
         }))
     }
-}
-
-/// A grainy gradient between four colours, as JPEG.
-fn picture(size: Size, random: &mut Random) -> Result<Vec<u8>> {
-    let (width, height) = (usize::from(size.width), usize::from(size.height));
-    let corners: [[f32; 3]; 4] = std::array::from_fn(|_| std::array::from_fn(|_| random.below(256) as f32));
-    let mut pixels = Vec::with_capacity(3 * width * height);
-    for y in 0..height {
-        let down = y as f32 / height as f32;
-        for x in 0..width {
-            let right = x as f32 / width as f32;
-            let grain = GRAIN * (2.0 * random.unit() as f32 - 1.0);
-            pixels.extend([0, 1, 2].map(|c| {
-                let top = corners[0][c] + (corners[1][c] - corners[0][c]) * right;
-                let bottom = corners[2][c] + (corners[3][c] - corners[2][c]) * right;
-                (top + (bottom - top) * down + grain) as u8
-            }));
-        }
-    }
-    let mut jpeg = Vec::new();
-    let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
-    let encoded = encoder.encode(&pixels, size.width.into(), size.height.into(), ExtendedColorType::Rgb8);
-    encoded.context("encoding a picture")?;
-    Ok(jpeg)
 }
 
 /// When requests arrive: exponential gaps, stretched so that the last arrives when `rate` says, as in vLLM's client.
@@ -127,38 +68,10 @@ pub(super) fn arrivals(count: usize, rate: f64, seed: u64) -> Vec<Duration> {
     times.iter().map(|time| Duration::from_secs_f64(time / last * total)).collect()
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64, stream: u64) -> Random {
-        let mut random = Random(seed);
-        random.0 = random.next() ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        random
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From 0 on, below 1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// From 0 on, below `end`.
-    fn below(&mut self, end: usize) -> usize {
-        (self.unit() * end as f64) as usize
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::super::pictures::pixels;
     use super::*;
-    use crate::image::{Alpha, Limits, decode};
 
     #[test]
     fn prompts_are_those_of_the_seed_and_all_different() {
@@ -178,7 +91,7 @@ mod tests {
                 let url = part["image_url"]["url"].as_str().unwrap();
                 assert!(seen.insert(url.to_owned()));
                 let jpeg = BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
-                let rgb = decode(&jpeg, Alpha::White, &Limits::default()).unwrap();
+                let rgb = pixels(&jpeg).unwrap();
                 assert_eq!((rgb.width(), rgb.height()), (33, 20));
             }
         }
@@ -195,13 +108,5 @@ mod tests {
         assert!((variance - 1.0).abs() < 0.15 && (long - 0.368).abs() < 0.025, "{variance} {long}");
         assert_eq!(arrivals(3, f64::INFINITY, 0), [Duration::ZERO; 3]);
         assert_eq!(arrivals(1, 0.5, 0), [Duration::from_secs(2)]);
-    }
-
-    #[test]
-    fn sizes_are_checked() {
-        assert_eq!("640x480".parse(), Ok(Size { width: 640, height: 480 }));
-        for wrong in ["640", "0x1", "1x8193", "axb", "1x1x1", ""] {
-            assert!(wrong.parse::<Size>().is_err(), "{wrong}");
-        }
     }
 }

@@ -1,176 +1,192 @@
-//! The table and the JSON object, with the names of `vllm bench serve`.
+//! The record of a server, with the fields of `vllm bench serve`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
-use super::super::Spread;
+use super::super::outcome::command;
+use super::super::record::Better::{Higher, Lower};
+use super::super::record::{Bench, Better, Figure, Figures, Input, Record};
 use super::answer::Answer;
-use super::{Measured, Run, ServeArgs};
+use super::{Measured, Pass, Run, ServeArgs};
 use crate::cli::date::utc;
 
-/// Times by their name in the JSON object, in a line of the table and above it.
-const TIMES: [(&str, &str, &str); 4] = [
-    ("ttft", "TTFT", "Time to First Token"),
-    ("tpot", "TPOT", "Time per Output Token (excl. 1st token)"),
-    ("itl", "ITL", "Inter-token Latency"),
-    ("e2el", "E2EL", "End-to-end Latency"),
+/// The interface that is spoken.
+const BACKEND: &str = "openai-chat";
+/// What a client does not know of a server.
+const UNKNOWN: &str = "unknown";
+
+/// The record of a run; `None` if no request succeeded.
+pub(super) fn record(run: &Run, args: &ServeArgs) -> Option<Record> {
+    let figures = figures(&run.passes);
+    figures.get("ttft_ms")?;
+    let more = vllm(run, &figures, args);
+    Some(Record {
+        bench: Bench::Serve,
+        version: env!("CARGO_PKG_VERSION").into(),
+        date: utc(SystemTime::now()),
+        command: command(),
+        gpu: UNKNOWN.into(),
+        driver: None,
+        backend: BACKEND.into(),
+        model: run.model.clone(),
+        dtype: UNKNOWN.into(),
+        load_format: UNKNOWN.into(),
+        ceilings: None,
+        input: input(run, args),
+        figures,
+        more,
+    })
+}
+
+/// What failed requests say, and how many say it; the most frequent first.
+pub(super) fn failures(run: &Run) -> Vec<(&str, usize)> {
+    let mut counts = BTreeMap::new();
+    let requests = run.passes.iter().flat_map(|pass| &pass.requests);
+    for message in requests.filter_map(|request| request.answer.as_ref().err()) {
+        *counts.entry(message.as_str()).or_insert(0) += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
+}
+
+fn input(run: &Run, args: &ServeArgs) -> Input {
+    let (mut tokens, mut completed) = (0, 0);
+    for answer in run.passes.iter().flat_map(|pass| answers(&pass.requests)) {
+        (tokens, completed) = (tokens + answer.prompt_tokens, completed + 1);
+    }
+    let size = format!("{}x{}", args.image_size.width, args.image_size.height);
+    Input {
+        prompt_tokens: (tokens as f64 / f64::from(completed.max(1))).round() as u64,
+        image_tokens: None,
+        output_tokens: args.output_len.into(),
+        pictures: vec![size; args.images as usize],
+        requests: args.num_prompts.into(),
+        concurrency: args.max_concurrency.map(u64::from),
+        request_rate: args.request_rate.is_finite().then_some(args.request_rate),
+        seed: args.seed,
+        repeats: args.repeats.into(),
+        warmup: args.num_warmups.into(),
+    }
+}
+
+/// Milliseconds of an answer: one, or one for each of its tokens.
+type Times = fn(&Answer) -> Vec<f64>;
+
+/// Times by their name, in words.
+const TIMES: [(&str, &str, Times); 4] = [
+    ("ttft_ms", "first token", |a| vec![ms(a.ttft)]),
+    ("tpot_ms", "every token after it", |a| tpot(a).into_iter().collect()),
+    ("itl_ms", "between two tokens", |a| a.itl.iter().copied().map(ms).collect()),
+    ("e2el_ms", "the whole answer", |a| vec![ms(a.latency)]),
 ];
 
-pub(super) struct Report<'a> {
-    run: &'a Run,
-    /// For each of the times, those of the requests that succeeded.
-    times: [Times; 4],
+fn ms(time: Duration) -> f64 {
+    1e3 * time.as_secs_f64()
 }
 
-/// Milliseconds in ascending order; there may be none.
-struct Times(Spread);
-
-impl Times {
-    fn of(times: impl Iterator<Item = Duration>) -> Times {
-        Times(Spread::of(times.map(|time| 1e3 * time.as_secs_f64())))
-    }
-
-    /// 0 where there is none, as in vLLM's client.
-    fn quantile(&self, share: f64) -> f64 {
-        if self.0.0.is_empty() { 0.0 } else { self.0.quantile(share) }
-    }
-
-    fn mean(&self) -> f64 {
-        self.0.0.iter().sum::<f64>() / self.0.0.len().max(1) as f64
-    }
-
-    fn deviation(&self) -> f64 {
-        let mean = self.mean();
-        let squares = self.0.0.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-        (squares / self.0.0.len().max(1) as f64).sqrt()
-    }
+/// Milliseconds a token after the first, if there is one.
+fn tpot(answer: &Answer) -> Option<f64> {
+    let rest = answer.completion_tokens.checked_sub(1).filter(|&n| n > 0)?;
+    Some(ms(answer.latency.saturating_sub(answer.ttft)) / rest as f64)
 }
 
-impl<'a> Report<'a> {
-    pub fn of(run: &'a Run) -> Report<'a> {
-        let answers = || answers(&run.requests);
-        // The first token has no token before it.
-        let tpot = |a: &Answer| {
-            let rest = u32::try_from(a.completion_tokens).unwrap_or(u32::MAX).checked_sub(1).filter(|&n| n > 0);
-            rest.map(|rest| a.latency.saturating_sub(a.ttft) / rest)
-        };
-        let times = [
-            Times::of(answers().map(|a| a.ttft)),
-            Times::of(answers().filter_map(tpot)),
-            Times::of(answers().flat_map(|a| a.itl.iter().copied())),
-            Times::of(answers().map(|a| a.latency)),
-        ];
-        Report { run, times }
+fn figures(passes: &[Pass]) -> Figures {
+    let mut figures = Figures::default();
+    for (name, what, of) in TIMES {
+        let repeats: Vec<_> = passes.iter().map(|pass| answers(&pass.requests).flat_map(of).collect()).collect();
+        figures.push(name, Figure::of(what, "ms", Some(Lower), &repeats));
     }
+    let mut rate = |name: &str, what: &str, unit: &str, better: Option<Better>, of: &dyn Fn(&Pass) -> f64| {
+        let repeats: Vec<_> = passes.iter().map(|pass| vec![of(pass)]).collect();
+        figures.push(name, Figure::of(what, unit, better, &repeats));
+    };
+    let tokens = |pass: &Pass, of: &dyn Fn(&Answer) -> u64| {
+        answers(&pass.requests).map(of).sum::<u64>() as f64 / pass.duration.as_secs_f64()
+    };
+    rate("request_throughput", "requests", "req/s", Some(Higher), &|pass| tokens(pass, &|_| 1));
+    rate("output_throughput", "tokens of answers", "tok/s", Some(Higher), &|pass| {
+        tokens(pass, &|a| a.completion_tokens)
+    });
+    rate("total_token_throughput", "tokens of prompts and answers", "tok/s", Some(Higher), &|pass| {
+        tokens(pass, &|a| a.prompt_tokens + a.completion_tokens)
+    });
+    rate("peak_output_throughput", "tokens of answers in the best second", "tok/s", None, &|pass| {
+        peak_tokens(&pass.requests) as f64
+    });
+    rate("peak_concurrency", "requests under way, at most", "requests", None, &|pass| {
+        peak_requests(&pass.requests) as f64
+    });
+    rate("duration_s", "all requests", "s", None, &|pass| pass.duration.as_secs_f64());
+    rate("failed", "requests without an answer", "requests", None, &|pass| {
+        (pass.requests.len() - answers(&pass.requests).count()) as f64
+    });
+    figures
+}
 
-    pub fn completed(&self) -> usize {
-        answers(&self.run.requests).count()
+/// The fields that `vllm bench serve` writes, of all repeats one after another. The two that every record has are not
+/// among them: `date` and `backend`.
+fn vllm(run: &Run, figures: &Figures, args: &ServeArgs) -> Map<String, Value> {
+    let all = joined(&run.passes);
+    let Pass { duration, requests } = &all;
+    let completed = answers(requests).count();
+    let tokens = |of: fn(&Answer) -> u64| answers(requests).map(of).sum::<u64>();
+    let per_second = |number: u64| json!(number as f64 / duration.as_secs_f64());
+    let (input, output) = (tokens(|a| a.prompt_tokens), tokens(|a| a.completion_tokens));
+    let rate = if args.request_rate.is_finite() { json!(args.request_rate) } else { json!("inf") };
+    let mut report = Map::new();
+    let mut insert = |name: &str, value: Value| report.insert(name.into(), value);
+    insert("endpoint_type", json!(BACKEND));
+    insert("client", json!(concat!("ocelli-", env!("CARGO_PKG_VERSION"))));
+    insert("model_id", json!(run.model));
+    insert("num_prompts", json!(requests.len()));
+    insert("request_rate", rate);
+    insert("burstiness", json!(1.0));
+    insert("max_concurrency", json!(args.max_concurrency));
+    insert("mean_request_bytes", json!(run.body_bytes));
+    insert("duration", json!(duration.as_secs_f64()));
+    insert("completed", json!(completed));
+    insert("failed", json!(requests.len() - completed));
+    insert("total_input_tokens", json!(input));
+    insert("total_output_tokens", json!(output));
+    insert("request_throughput", per_second(completed as u64));
+    insert("output_throughput", per_second(output));
+    insert("total_token_throughput", per_second(input + output));
+    insert("max_output_tokens_per_s", json!(peak_tokens(requests)));
+    insert("max_concurrent_requests", json!(peak_requests(requests)));
+    insert("input_lens", each(requests, |a| json!(a.prompt_tokens)));
+    insert("output_lens", each(requests, |a| json!(a.completion_tokens)));
+    insert("ttfts", each(requests, |a| json!(a.ttft.as_secs_f64())));
+    let seconds = |times: &[Duration]| json!(times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
+    insert("itls", requests.iter().map(|r| r.answer.as_ref().map_or(json!([]), |a| seconds(&a.itl))).collect());
+    insert("latencies", each(requests, |a| json!(a.latency.as_secs_f64())));
+    insert("start_times", requests.iter().map(|r| json!(r.start.as_secs_f64())).collect());
+    insert("queue_times", requests.iter().map(|r| json!(r.queued.as_secs_f64())).collect());
+    insert("errors", requests.iter().map(|r| json!(r.answer.as_ref().err().map_or("", String::as_str))).collect());
+    for (name, figure) in TIMES.iter().map(|(name, ..)| (*name, figures.get(name))) {
+        // 0 where there is none, as in vLLM's client.
+        let of = |of: fn(&Figure) -> f64| json!(figure.map_or(0.0, of));
+        insert(&format!("mean_{name}"), of(|f| f.mean));
+        insert(&format!("median_{name}"), of(|f| f.median));
+        insert(&format!("std_{name}"), of(|f| f.std));
+        insert(&format!("p50_{name}"), of(|f| f.median));
+        insert(&format!("p90_{name}"), of(|f| f.p90));
+        insert(&format!("p99_{name}"), of(|f| f.p99));
     }
+    report
+}
 
-    /// What failed requests say, and how many say it; the most frequent first.
-    pub fn failures(&self) -> Vec<(&str, usize)> {
-        let mut counts = BTreeMap::new();
-        for message in self.run.requests.iter().filter_map(|request| request.answer.as_ref().err()) {
-            *counts.entry(message.as_str()).or_insert(0) += 1;
-        }
-        let mut counts: Vec<_> = counts.into_iter().collect();
-        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        counts
+/// Repeats as one that went on and on.
+fn joined(passes: &[Pass]) -> Pass {
+    let mut all = Pass { duration: Duration::ZERO, requests: Vec::new() };
+    for pass in passes {
+        let begin = all.duration;
+        all.requests.extend(pass.requests.iter().map(|r| Measured { start: begin + r.start, ..r.clone() }));
+        all.duration += pass.duration;
     }
-
-    fn tokens(&self, of: impl Fn(&Answer) -> u64) -> u64 {
-        answers(&self.run.requests).map(of).sum()
-    }
-
-    fn per_second(&self, number: u64) -> f64 {
-        number as f64 / self.run.duration.as_secs_f64()
-    }
-
-    pub fn table(&self, args: &ServeArgs) -> String {
-        let completed = self.completed();
-        let (input, output) = (self.tokens(|a| a.prompt_tokens), self.tokens(|a| a.completion_tokens));
-        let whole = |name: &str, value: u64| format!("{name:<40} {value:<10}\n");
-        let broken = |name: &str, value: f64| format!("{name:<40} {value:<10.2}\n");
-        let mut text = format!("{:=^50}\n", " Serving Benchmark Result ");
-        text += &whole("Successful requests:", completed as u64);
-        text += &whole("Failed requests:", (self.run.requests.len() - completed) as u64);
-        if let Some(n) = args.max_concurrency {
-            text += &whole("Maximum request concurrency:", n.into());
-        }
-        if args.request_rate.is_finite() {
-            text += &broken("Request rate configured (RPS):", args.request_rate);
-        }
-        text += &broken("Benchmark duration (s):", self.run.duration.as_secs_f64());
-        text += &whole("Total input tokens:", input);
-        text += &whole("Total generated tokens:", output);
-        text += &broken("Request throughput (req/s):", self.per_second(completed as u64));
-        text += &broken("Output token throughput (tok/s):", self.per_second(output));
-        text += &broken("Peak output token throughput (tok/s):", peak_tokens(&self.run.requests) as f64);
-        text += &broken("Peak concurrent requests:", peak_requests(&self.run.requests) as f64);
-        text += &broken("Total token throughput (tok/s):", self.per_second(input + output));
-        text += &broken("Mean request size (kB):", self.run.body_bytes / 1e3);
-        for ((_, name, above), times) in TIMES.iter().zip(&self.times) {
-            text += &format!("{above:-^50}\n");
-            text += &broken(&format!("Mean {name} (ms):"), times.mean());
-            text += &broken(&format!("Median {name} (ms):"), times.quantile(0.5));
-            text += &broken(&format!("P99 {name} (ms):"), times.quantile(0.99));
-        }
-        text + &"=".repeat(50) + "\n"
-    }
-
-    pub fn json(&self, args: &ServeArgs) -> String {
-        let completed = self.completed();
-        let requests = &self.run.requests;
-        let (input, output) = (self.tokens(|a| a.prompt_tokens), self.tokens(|a| a.completion_tokens));
-        let rate = if args.request_rate.is_finite() { json!(args.request_rate) } else { json!("inf") };
-        let mut report = Map::new();
-        let mut insert = |name: &str, value: Value| report.insert(name.into(), value);
-        // In the style of the others: `20261122-193000`.
-        let date = utc(SystemTime::now()).replace(['-', ':', 'Z'], "").replace('T', "-");
-        insert("date", json!(date));
-        insert("backend", json!("openai-chat"));
-        insert("endpoint_type", json!("openai-chat"));
-        insert("client", json!(concat!("ocelli-", env!("CARGO_PKG_VERSION"))));
-        insert("model_id", json!(self.run.model));
-        insert("num_prompts", json!(requests.len()));
-        insert("request_rate", rate);
-        insert("burstiness", json!(1.0));
-        insert("max_concurrency", json!(args.max_concurrency));
-        insert("seed", json!(args.seed));
-        insert("images_per_request", json!(args.images));
-        insert("image_size", json!([args.image.width, args.image.height]));
-        insert("mean_request_bytes", json!(self.run.body_bytes));
-        insert("duration", json!(self.run.duration.as_secs_f64()));
-        insert("completed", json!(completed));
-        insert("failed", json!(requests.len() - completed));
-        insert("total_input_tokens", json!(input));
-        insert("total_output_tokens", json!(output));
-        insert("request_throughput", json!(self.per_second(completed as u64)));
-        insert("output_throughput", json!(self.per_second(output)));
-        insert("total_token_throughput", json!(self.per_second(input + output)));
-        insert("max_output_tokens_per_s", json!(peak_tokens(requests)));
-        insert("max_concurrent_requests", json!(peak_requests(requests)));
-        insert("input_lens", each(requests, |a| json!(a.prompt_tokens)));
-        insert("output_lens", each(requests, |a| json!(a.completion_tokens)));
-        insert("ttfts", each(requests, |a| json!(a.ttft.as_secs_f64())));
-        let seconds = |times: &[Duration]| json!(times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
-        insert("itls", requests.iter().map(|r| r.answer.as_ref().map_or(json!([]), |a| seconds(&a.itl))).collect());
-        insert("latencies", each(requests, |a| json!(a.latency.as_secs_f64())));
-        insert("start_times", requests.iter().map(|r| json!(r.start.as_secs_f64())).collect());
-        insert("queue_times", requests.iter().map(|r| json!(r.queued.as_secs_f64())).collect());
-        insert("errors", requests.iter().map(|r| json!(r.answer.as_ref().err().map_or("", String::as_str))).collect());
-        for ((name, _, _), times) in TIMES.iter().zip(&self.times) {
-            insert(&format!("mean_{name}_ms"), json!(times.mean()));
-            insert(&format!("median_{name}_ms"), json!(times.quantile(0.5)));
-            insert(&format!("std_{name}_ms"), json!(times.deviation()));
-            for percent in [50, 90, 99] {
-                insert(&format!("p{percent}_{name}_ms"), json!(times.quantile(f64::from(percent) / 100.0)));
-            }
-        }
-        format!("{}\n", Value::Object(report))
-    }
+    all
 }
 
 fn answers(requests: &[Measured]) -> impl Iterator<Item = &Answer> {
@@ -224,12 +240,17 @@ mod tests {
     }
 
     #[test]
-    fn times_are_summed_up_as_numpy_does() {
-        let times = Times::of([4, 1, 2, 3].into_iter().map(ms));
-        assert_eq!((times.mean(), times.quantile(0.5), times.deviation()), (2.5, 2.5, 1.25_f64.sqrt()));
-        assert!((times.quantile(0.99) - 3.97).abs() < 1e-12);
-        let none = Times::of([].into_iter());
-        assert_eq!((none.mean(), none.quantile(0.99), none.deviation()), (0.0, 0.0, 0.0));
+    fn repeats_follow_one_another() {
+        let pass = |starts: [u64; 2]| Pass { duration: ms(2000), requests: starts.map(|s| measured(s, 1000)).to_vec() };
+        let all = joined(&[pass([0, 500]), pass([0, 700])]);
+        let starts: Vec<_> = all.requests.iter().map(|request| request.start).collect();
+        assert_eq!((all.duration, starts), (ms(4000), [0, 500, 2000, 2700].map(ms).to_vec()));
+        assert_eq!(peak_requests(&all.requests), 2, "those of two repeats are not under way at a time");
+        let figures = figures(&[pass([0, 500]), pass([0, 700])]);
+        let rate = figures.get("request_throughput").unwrap();
+        assert_eq!((rate.repeats.as_slice(), rate.better), (&[1.0, 1.0][..], Some(Higher)));
+        assert_eq!(figures.get("itl_ms").map(|f| (f.median, f.samples)), Some((200.0, 4)));
+        assert!(figures.get("tpot_ms").is_none(), "no answer has a second token");
     }
 
     #[test]
