@@ -13,7 +13,7 @@ use super::date::utc;
 use super::machine::Machine;
 use super::tell;
 use crate::engine::Engine;
-use crate::trace::Trace;
+use crate::trace::{Detail, Trace};
 
 #[derive(Args)]
 pub(super) struct ProfileArgs {
@@ -51,6 +51,18 @@ pub(super) struct TraceFile {
 }
 
 impl TraceFile {
+    /// Record `work` twice, once as it runs and once launch by launch, and write the file.
+    ///
+    /// # Errors
+    /// Those of `work` and of the file.
+    pub fn record(self, engine: &Engine, machine: &Machine, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+        for detail in [Detail::Plans, Detail::Launches] {
+            engine.start_trace(detail);
+            work()?;
+        }
+        self.write(&engine.take_trace(), engine, machine)
+    }
+
     /// Write what was recorded of `engine` on `machine`.
     ///
     /// # Errors

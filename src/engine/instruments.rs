@@ -16,7 +16,7 @@ pub(super) struct Instruments {
 
 impl Instruments {
     pub fn record(&mut self, detail: Detail) {
-        self.recording = Some(Recording::new(detail));
+        self.recording.get_or_insert_with(|| Recording::new(detail)).detail = detail;
     }
 
     pub fn take(&mut self) -> Trace {

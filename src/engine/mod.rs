@@ -312,7 +312,7 @@ impl Engine {
     }
 
     /// Record what the engine does from now on: what its threads do, and every plan or launch of its device. A recording
-    /// that is under way begins anew.
+    /// that is under way goes on, in this detail.
     pub fn start_trace(&self, detail: Detail) {
         self.shared().instruments().record(detail);
     }

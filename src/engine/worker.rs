@@ -22,6 +22,7 @@ use crate::models::{Content, RowMove, Stage, Tiles};
 use crate::ops::SamplingRow;
 use crate::plan::Backend;
 use crate::range;
+use crate::trace::Detail;
 use crate::{DeviceLost, Error};
 
 /// A request on its way to the engine's thread.
@@ -40,8 +41,8 @@ pub(super) struct Worker<B: Backend> {
     /// Number of the latest request.
     latest: SequenceId,
     stats: Stats,
-    /// Start of the recording that the runner is watched for.
-    recorded: Option<Instant>,
+    /// What the runner is watched for: the detail, and the start of the recording.
+    recorded: Option<(Detail, Instant)>,
     profiled: bool,
 }
 
@@ -151,8 +152,9 @@ impl<B: Backend> Worker<B> {
             let instruments = self.shared.instruments();
             (instruments.wanted(), instruments.profiled)
         };
-        if self.recorded != wanted.map(|(_, start)| start) {
-            self.recorded = wanted.map(|(_, start)| start);
+        if self.recorded != wanted {
+            self.gather();
+            self.recorded = wanted;
             self.runner.watch(wanted.map(|(detail, _)| detail))?;
         }
         if self.profiled != profiled {
@@ -165,7 +167,7 @@ impl<B: Backend> Worker<B> {
     /// Keep what the device has done of that which is recorded. Times are no reason to fail a step: a device that is lost says
     /// so to the next one.
     fn gather(&mut self) {
-        let Some(start) = self.recorded else { return };
+        let Some((_, start)) = self.recorded else { return };
         if let Ok(runs) = self.runner.watched(start) {
             self.shared.instruments().ran(start, runs);
         }

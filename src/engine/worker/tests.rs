@@ -154,6 +154,7 @@ fn on<B: Backend + Send + 'static>(
         hardware: String::new(),
         warnings: vec![],
         upload: None,
+        startup: super::super::Startup::default(),
         memory,
         load_ms: 0.0,
         stats: Mutex::new(Stats::default()),
