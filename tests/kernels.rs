@@ -22,7 +22,7 @@ impl Desk {
         desk.save("gather.cu", "__global__ void gather_bf16();");
         desk.save("common.cuh", "");
         let nvcc = desk.path("nvcc");
-        let script = "#!/bin/sh\nwhile [ $# -gt 2 ]; do [ $1 = -o ] && out=$2; source=$3; shift; done\n\
+        let script = "#!/bin/sh\nwhile [ $# -gt 0 ]; do case $1 in -o) out=$2;; *.cu) source=$1;; esac; shift; done\n\
                       if grep -q broken $source; then echo \"$source(1): error: expected a ;\" >&2; exit 2; fi\n\
                       printf '\\177ELF' > $out\n\
                       echo \"ptxas info    : Compiling entry function 'gather_bf16' for 'sm_90a'\"\n\
