@@ -140,6 +140,7 @@ fn on<B: Backend + Send + 'static>(
         hardware: String::new(),
         warnings: vec![],
         upload: None,
+        startup: Default::default(),
         memory,
         load_ms: 0.0,
         stats: Mutex::new(Stats::default()),
