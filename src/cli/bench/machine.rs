@@ -9,7 +9,7 @@ use super::super::ModelArgs;
 use super::outcome::command;
 use super::record::{Bench, Ceilings, Figures, Input, Record};
 use crate::cli::date::utc;
-use crate::engine::{Checkpoint, Device, LoadFormat, Options};
+use crate::engine::{Checkpoint, LoadFormat, Options};
 
 /// A model's checkpoint, opened but not loaded, and the machine that will run it.
 pub(super) struct Setup {
@@ -43,14 +43,12 @@ impl Setup {
         let device = options.device.choose(checkpoint.dtype)?;
         let load_format = options.load_format;
         let host = Setup { checkpoint, load_format, backend: "cpu", gpu: "host".into(), driver: None, ceilings: None };
-        match device {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => host.on_gpu(ordinal, ceilings),
-            _ => {
-                let _ = ceilings;
-                Ok(host)
-            }
+        #[cfg(feature = "cuda")]
+        if let crate::engine::Device::Cuda(ordinal) = device {
+            return host.on_gpu(ordinal, ceilings);
         }
+        let _ = (device, ceilings);
+        Ok(host)
     }
 
     #[cfg(feature = "cuda")]
