@@ -13,6 +13,7 @@
 //! | [`backend`] | runs a plan: on the CPU the references, on a GPU the kernels |
 //! | [`ops`] | the closed list of ops; each states its cost, what it writes and a plain f32 reference |
 //! | [`plan`] | the flat list of launches, and the bisection that finds a wrong one |
+//! | [`trace`] | what ran when, for a viewer |
 //! | [`kernel`], [`host`] | what an op must answer, and the host memory that its reference runs on |
 //! | [`mem`] | offsets into four regions; owns nothing |
 //! | [`weights`], [`config`] | a checkpoint's tensors and settings, checked strictly |
@@ -31,9 +32,11 @@ pub mod mem;
 pub mod models;
 pub mod ops;
 pub mod plan;
+mod range;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod text;
+pub mod trace;
 pub mod weights;
 pub mod workbench;
 

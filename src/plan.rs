@@ -108,13 +108,6 @@ impl Plan {
     }
 }
 
-/// Watches a plan run.
-pub trait Probe {
-    /// Step `index` of the plan has run and took `time`. The cost of attention in a decode step is stated for the
-    /// greatest length that the plan was built for, not for the lengths of this run.
-    fn step(&mut self, index: usize, step: &Step, time: Duration);
-}
-
 /// A tensor of a checkpoint and where it goes. Float types that differ are converted.
 #[derive(Clone, Debug)]
 pub struct Fill {
@@ -134,6 +127,9 @@ pub trait Backend {
     /// Bytes on their way to the host.
     type Pending;
 
+    /// A point in the work of this backend.
+    type Mark;
+
     /// Bind a plan to this backend's memory.
     fn link(&self, plan: &Plan) -> Result<Self::Exec>;
 
@@ -142,7 +138,19 @@ pub trait Backend {
     fn capture(&self, exec: &mut Self::Exec) -> Result<()>;
 
     /// Run a linked plan. Work may still be in flight when this returns; [`Backend::read`] and [`Backend::wait`] wait for it.
-    fn run(&self, exec: &mut Self::Exec, probe: Option<&mut dyn Probe>) -> Result<()>;
+    ///
+    /// With `marks` the launches run one by one, also those of a recorded plan, and a mark is left before the first of them
+    /// and behind each. No launch begins before the one before it has ended.
+    fn run(&self, exec: &mut Self::Exec, marks: Option<&mut Vec<Self::Mark>>) -> Result<()>;
+
+    /// A point behind everything that was enqueued, and before everything that will be.
+    fn mark(&self) -> Result<Self::Mark>;
+
+    /// Time between two points, the earlier first; `None` while the later one has not been reached.
+    fn elapsed(&self, from: &Self::Mark, to: &Self::Mark) -> Result<Option<Duration>>;
+
+    /// Tell a profiler that is attached to this process where what it should look at begins, and where it ends.
+    fn profile(&self, on: bool) -> Result<()>;
 
     /// Copy `src` to the first `src.len()` elements of `dst`, after everything that was enqueued before. `src` may be reused
     /// at once.

@@ -1,5 +1,7 @@
 //! Bisection finds the planted fault: the step by its label, the element, and both values, and nothing else.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -9,7 +11,7 @@ use ocelli::ops::{
     EmbedSplice, Epilogue, Gather, Gemm, KV_BLOCK, LayerNorm, MAX_TOP_LOGPROBS, PagedKv, PagedPrefill, RmsNorm, RopeKv,
     Sample, SamplingRow,
 };
-use ocelli::plan::{Backend, Difference, Fill, Plan, Probe, Step, bisect};
+use ocelli::plan::{Backend, Difference, Fill, Plan, Step, bisect};
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const TOLERANCE: f64 = 0.01;
@@ -23,6 +25,7 @@ struct Faulty<F> {
 impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
     type Exec = Vec<Step>;
     type Pending = Vec<u8>;
+    type Mark = Instant;
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         self.cpu.link(plan)
@@ -32,12 +35,24 @@ impl<F: Fn(&Step, &Cpu)> Backend for Faulty<F> {
         self.cpu.capture(exec)
     }
 
-    fn run(&self, exec: &mut Vec<Step>, _: Option<&mut dyn Probe>) -> Result<()> {
+    fn run(&self, exec: &mut Vec<Step>, _: Option<&mut Vec<Instant>>) -> Result<()> {
         for step in exec {
             self.cpu.run(&mut vec![step.clone()], None)?;
             (self.fault)(step, &self.cpu);
         }
         Ok(())
+    }
+
+    fn mark(&self) -> Result<Instant> {
+        self.cpu.mark()
+    }
+
+    fn elapsed(&self, from: &Instant, to: &Instant) -> Result<Option<Duration>> {
+        self.cpu.elapsed(from, to)
+    }
+
+    fn profile(&self, on: bool) -> Result<()> {
+        self.cpu.profile(on)
     }
 
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {

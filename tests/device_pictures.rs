@@ -34,7 +34,7 @@ fn picture(name: &str) -> Rgb {
 fn encoded(pictures: &[Tiles]) -> (Vec<u8>, Vec<u8>) {
     let model = model(3);
     let mut runner = Runner::new(Cpu::new(model.regions()).unwrap(), model, |_| ()).unwrap();
-    runner.encode(pictures, None).unwrap();
+    runner.encode(pictures).unwrap();
     let plan = runner.model().encode_plan(pictures.len());
     let rows = plan.steps().last().unwrap().op.writes()[0];
     let snapshot = |span| runner.backend().snapshot(span).unwrap();

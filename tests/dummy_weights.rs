@@ -135,7 +135,7 @@ fn numbers_do_not_depend_on_the_layout() {
         let mut runner = Runner::new(Cpu::new(model.regions()).unwrap(), model, |_| ()).unwrap();
         let ids = [1, 40, 41, 42];
         let step = SequenceStep { ids: &ids, cached: 0, first_angle: 0, blocks: &[0], sampling: SamplingRow::GREEDY };
-        runner.step(&[step], LogitRows::All, None).unwrap();
+        runner.step(&[step], LogitRows::All).unwrap();
         (places, runner.logits(4).unwrap())
     };
     let ((short, expected), (long, found)) = (logits(32), logits(64));

@@ -150,7 +150,7 @@ fn a_mixed_step_has_the_bits_of_its_parts() {
                 blocks: &blocks[s],
                 sampling: GREEDY,
             };
-            g.runner.step(&[step], LogitRows::Last, None).unwrap();
+            g.runner.step(&[step], LogitRows::Last).unwrap();
         }
         let mixed: Vec<_> = (0..3)
             .map(|s| SequenceStep {
@@ -161,7 +161,7 @@ fn a_mixed_step_has_the_bits_of_its_parts() {
                 sampling: GREEDY,
             })
             .collect();
-        let shape = g.runner.step(&mixed, LogitRows::All, None).unwrap();
+        let shape = g.runner.step(&mixed, LogitRows::All).unwrap();
         assert_eq!((shape.decode, shape.prefill_seqs, shape.prefill_tokens), (2, 1, prompts[2].len() - 10));
         let logits = g.runner.logits(shape.logit_rows).unwrap();
         let vocab = logits.len() / shape.logit_rows;
@@ -169,7 +169,7 @@ fn a_mixed_step_has_the_bits_of_its_parts() {
             [&alone[0][cached[0] * vocab..], &alone[1][cached[1] * vocab..], &alone[2][10 * vocab..]].concat();
         assert_eq!(logits, expected, "{folder}");
 
-        let shape = g.runner.step(&mixed, LogitRows::Last, None).unwrap();
+        let shape = g.runner.step(&mixed, LogitRows::Last).unwrap();
         assert_eq!(shape.logit_rows, 3);
         let last = g.runner.logits(3).unwrap();
         for (s, row) in last.chunks_exact(vocab).enumerate() {
@@ -190,7 +190,7 @@ fn a_step_that_cannot_be_is_refused() {
         (&[step(&[1; 17], &blocks[..1])], "sequence 0 has 17 tokens and 1 blocks"),
     ];
     for (steps, expected) in cases {
-        let error = g.runner.step(steps, LogitRows::Last, None).unwrap_err().to_string();
+        let error = g.runner.step(steps, LogitRows::Last).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }

@@ -55,7 +55,7 @@ fn every_sequence_of_a_batch_is_held_to_its_own_list() {
     let vocab = runner.model().io().vocab;
     let ids: [&[i32]; 3] = [&[1, 20, 21, 22], &[1, 30, 31], &[1, 40, 41, 42, 43]];
     let steps: Vec<SequenceStep<'_>> = (0..3).map(|i| prompt(ids[i], i)).collect();
-    runner.step(&steps, LogitRows::Last, None).unwrap();
+    runner.step(&steps, LogitRows::Last).unwrap();
     let logits = runner.logits(3).unwrap();
     let rows: Vec<&[f32]> = logits.chunks(vocab).collect();
     let favourites: Vec<u32> = rows.iter().map(|row| best(row, |_| true)).collect();
@@ -66,7 +66,7 @@ fn every_sequence_of_a_batch_is_held_to_its_own_list() {
     let lists = [&forbidden[..], &allowed, &[]].map(|biases| SequenceLists { biases, ..SequenceLists::default() });
     let only = SequenceStep { sampling: SamplingRow { flags: ONLY_LISTED, ..GREEDY }, ..steps[1].clone() };
     let steps = [steps[0].clone(), only, steps[2].clone()];
-    runner.step_with(&steps, LogitRows::Last, &lists, None).unwrap();
+    runner.step_with(&steps, LogitRows::Last, &lists).unwrap();
     let expected = [
         best(rows[0], |token| token as u32 != favourites[0]),
         best(rows[1], |token| [3, 50, 77].contains(&token)),
@@ -78,7 +78,7 @@ fn every_sequence_of_a_batch_is_held_to_its_own_list() {
     }
 
     // A list is gone with its step.
-    runner.step(&[prompt(ids[0], 0)], LogitRows::Last, None).unwrap();
+    runner.step(&[prompt(ids[0], 0)], LogitRows::Last).unwrap();
     assert_eq!(runner.sampled(1, 0).unwrap()[0].token, Some(favourites[0]));
 }
 
@@ -91,7 +91,7 @@ fn lists_of_decode_rows_are_their_own_in_a_batch_that_is_filled_up() {
     let lists = allowed.each_ref().map(|biases| SequenceLists { biases, ..SequenceLists::default() });
     let only = SamplingRow { flags: ONLY_LISTED, temperature: 1.0, ..GREEDY };
     let steps: Vec<SequenceStep<'_>> = steps.into_iter().map(|s| SequenceStep { sampling: only, ..s }).collect();
-    runner.step_with(&steps, LogitRows::Last, &lists, None).unwrap();
+    runner.step_with(&steps, LogitRows::Last, &lists).unwrap();
     let tokens: Vec<_> = runner.sampled(3, 0).unwrap().into_iter().map(|s| s.token).collect();
     assert_eq!(tokens, [Some(4), Some(5), Some(6)]);
 }
@@ -103,13 +103,13 @@ fn a_prompt_reports_the_tokens_that_follow_each_other() {
     let ids = [1, 20, -1, -2, -3, 21, 22, 23, 24];
     let mut runner = open();
     let vocab = runner.model().io().vocab;
-    runner.step(&[prompt(&ids, 0)], LogitRows::All, None).unwrap();
+    runner.step(&[prompt(&ids, 0)], LogitRows::All).unwrap();
     let logits = runner.logits(ids.len()).unwrap();
     let row = |i: usize| &logits[i * vocab..][..vocab];
 
     let lists = [SequenceLists { prompt_logprobs: Some(4), ..SequenceLists::default() }; 2];
     let other = prompt(&[1, 30, 31], 1);
-    runner.step_with(&[prompt(&ids, 0), other], LogitRows::Last, &[lists[0], SequenceLists::default()], None).unwrap();
+    runner.step_with(&[prompt(&ids, 0), other], LogitRows::Last, &[lists[0], SequenceLists::default()]).unwrap();
     // Rows that a token of the vocabulary follows, then the last; the other sequence has but its last.
     let whole: Vec<Sampled> = runner.sampled(7, 4).unwrap();
     let known = [(0, 20), (4, 21), (5, 22), (6, 23), (7, 24)];
@@ -128,7 +128,7 @@ fn a_prompt_reports_the_tokens_that_follow_each_other() {
             let next = ids.get(end).and_then(|&id| u32::try_from(id).ok());
             let sampling = next.map_or(GREEDY, |next| SamplingRow::report(next, 4));
             let chunk = SequenceStep { cached: first, sampling, ..prompt(&ids[first..end], 2) };
-            runner.step_with(&[chunk], LogitRows::Last, &lists[..1], None).unwrap();
+            runner.step_with(&[chunk], LogitRows::Last, &lists[..1]).unwrap();
             let reported = (first + 1..end).filter(|&i| ids[i] >= 0).count();
             let mut sampled = runner.sampled(reported + 1, 4).unwrap();
             // Before a picture's place there is nothing to report.
@@ -146,8 +146,8 @@ fn lists_that_do_not_fit_are_refused() {
     let mut runner = open();
     let long: Vec<TokenBias> = (0..=MAX_TOKEN_BIASES as u32).map(|i| TokenBias { token: i % 90, bias: 0.0 }).collect();
     let lists = [SequenceLists { biases: &long, ..SequenceLists::default() }];
-    let error = runner.step_with(&[prompt(&[1, 2], 0)], LogitRows::Last, &lists, None).unwrap_err();
+    let error = runner.step_with(&[prompt(&[1, 2], 0)], LogitRows::Last, &lists).unwrap_err();
     assert_eq!(error.to_string(), "the token lists of a step have 2049 entries together; there is room for 2048");
-    let error = runner.step_with(&[prompt(&[1, 2], 0)], LogitRows::Last, &[lists[0]; 2], None).unwrap_err();
+    let error = runner.step_with(&[prompt(&[1, 2], 0)], LogitRows::Last, &[lists[0]; 2]).unwrap_err();
     assert_eq!(error.to_string(), "1 sequences have 2 lists");
 }

@@ -1,5 +1,7 @@
 //! The backend that a caller chose at run time.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use bytemuck::Pod;
 
@@ -7,7 +9,7 @@ use super::Cpu;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Cuda};
 use crate::mem::{Buf, Span};
-use crate::plan::{Backend, Fill, Plan, Probe, Step};
+use crate::plan::{Backend, Fill, Plan, Step};
 
 /// One of the backends.
 pub enum Any {
@@ -34,6 +36,15 @@ pub enum Pending {
     /// See [`Cuda`].
     #[cfg(feature = "cuda")]
     Cuda(cuda::Pending),
+}
+
+/// A point in the work of the backend of the same name.
+pub enum Mark {
+    /// See [`Cpu`].
+    Cpu(Instant),
+    /// See [`Cuda`].
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::event::Event),
 }
 
 impl Any {
@@ -77,9 +88,24 @@ macro_rules! inner {
     };
 }
 
+/// Run a plan on one of the backends, whose marks become those of any.
+fn run<B: Backend>(
+    backend: &B,
+    exec: &mut B::Exec,
+    marks: Option<&mut Vec<Mark>>,
+    any: fn(B::Mark) -> Mark,
+) -> Result<()> {
+    let Some(marks) = marks else { return backend.run(exec, None) };
+    let mut own = Vec::new();
+    backend.run(exec, Some(&mut own))?;
+    marks.extend(own.into_iter().map(any));
+    Ok(())
+}
+
 impl Backend for Any {
     type Exec = Exec;
     type Pending = Pending;
+    type Mark = Mark;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
         Ok(match self {
@@ -99,14 +125,36 @@ impl Backend for Any {
         }
     }
 
-    fn run(&self, exec: &mut Exec, probe: Option<&mut dyn Probe>) -> Result<()> {
+    fn run(&self, exec: &mut Exec, marks: Option<&mut Vec<Mark>>) -> Result<()> {
         match (self, exec) {
-            (Any::Cpu(b), Exec::Cpu(exec)) => b.run(exec, probe),
+            (Any::Cpu(b), Exec::Cpu(exec)) => run(b, exec, marks, Mark::Cpu),
             #[cfg(feature = "cuda")]
-            (Any::Cuda(b), Exec::Cuda(exec)) => b.run(exec, probe),
+            (Any::Cuda(b), Exec::Cuda(exec)) => run(&**b, exec, marks, Mark::Cuda),
             #[cfg(feature = "cuda")]
             _ => Err(self.stranger()),
         }
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        Ok(match self {
+            Any::Cpu(b) => Mark::Cpu(b.mark()?),
+            #[cfg(feature = "cuda")]
+            Any::Cuda(b) => Mark::Cuda(b.mark()?),
+        })
+    }
+
+    fn elapsed(&self, from: &Mark, to: &Mark) -> Result<Option<Duration>> {
+        match (self, from, to) {
+            (Any::Cpu(b), Mark::Cpu(from), Mark::Cpu(to)) => b.elapsed(from, to),
+            #[cfg(feature = "cuda")]
+            (Any::Cuda(b), Mark::Cuda(from), Mark::Cuda(to)) => b.elapsed(from, to),
+            #[cfg(feature = "cuda")]
+            _ => Err(self.stranger()),
+        }
+    }
+
+    fn profile(&self, on: bool) -> Result<()> {
+        inner!(self, b => b.profile(on))
     }
 
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {

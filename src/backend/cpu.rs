@@ -1,13 +1,13 @@
 //! The CPU backend: runs the references over host memory.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bytemuck::Pod;
 
 use crate::host::HostMem;
 use crate::mem::{Buf, Span};
-use crate::plan::{Backend, Fill, Plan, Probe, Step};
+use crate::plan::{Backend, Fill, Plan, Step};
 
 /// Host memory for the four regions, and the references.
 pub struct Cpu {
@@ -27,6 +27,7 @@ impl Cpu {
 impl Backend for Cpu {
     type Exec = Vec<Step>;
     type Pending = Vec<u8>;
+    type Mark = Instant;
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         Ok(plan.steps().to_vec())
@@ -37,14 +38,26 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn run(&self, exec: &mut Vec<Step>, mut probe: Option<&mut dyn Probe>) -> Result<()> {
-        for (i, step) in exec.iter().enumerate() {
-            let start = Instant::now();
+    fn run(&self, exec: &mut Vec<Step>, mut marks: Option<&mut Vec<Instant>>) -> Result<()> {
+        let mut mark = || marks.iter_mut().for_each(|marks| marks.push(Instant::now()));
+        mark();
+        for step in exec {
             step.op.reference(&self.memory);
-            if let Some(probe) = &mut probe {
-                probe.step(i, step, start.elapsed());
-            }
+            mark();
         }
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn elapsed(&self, from: &Instant, to: &Instant) -> Result<Option<Duration>> {
+        Ok(Some(to.duration_since(*from)))
+    }
+
+    /// A sampling profiler sees all there is.
+    fn profile(&self, _on: bool) -> Result<()> {
         Ok(())
     }
 

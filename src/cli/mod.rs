@@ -13,9 +13,11 @@ mod image_args;
 mod inspect;
 mod kernels;
 mod locate;
+mod machine;
 #[cfg(feature = "server")]
 mod media_args;
 mod plan;
+mod profile_args;
 mod progress;
 mod run;
 #[cfg(feature = "server")]

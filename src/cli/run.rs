@@ -9,9 +9,14 @@ use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
 use super::image_args::PictureArgs;
+use super::machine::Machine;
+use super::profile_args::ProfileArgs;
 use super::{EngineArgs, ModelArgs, chat, human_bytes, progress, tell};
-use crate::engine::{Completion, Device, Engine, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling};
+use crate::engine::{
+    Checkpoint, Completion, Device, Engine, ImageInput, Options, Output, Prompt, Request, Sampled, Sampling,
+};
 use crate::text::{Message, Role};
+use crate::trace::Detail;
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
@@ -31,6 +36,8 @@ pub(crate) struct RunArgs {
     /// Print one JSON object instead of streaming
     #[arg(long, requires = "prompt")]
     json: bool,
+    #[command(flatten)]
+    profile: ProfileArgs,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -139,9 +146,31 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     // Before the model is loaded: nobody should wait for a wrong flag or a missing file.
     sampling.check()?;
     let pictures = args.pictures.read()?;
-    let engine = load(&args.model, args.engine.apply(args.model.options(), args.device))?;
+    let options = args.engine.apply(args.model.options(), args.device);
+    let trace = args.profile.trace()?;
+    let machine = trace.is_some().then(|| machine(&args.model, &options)).transpose()?;
+    let engine = load(&args.model, options)?;
+    engine.profile(args.profile.profile());
+    if trace.is_some() {
+        engine.start_trace(Detail::Launches);
+    }
+    answer(args, &engine, pictures, sampling)?;
+    if let (Some(trace), Some(machine)) = (trace, machine) {
+        trace.write(&engine.take_trace(), &engine, &machine)?;
+    }
+    Ok(())
+}
+
+/// The machine that `options` choose, with its ceilings.
+fn machine(model: &ModelArgs, options: &Options) -> Result<Machine> {
+    let checkpoint = Checkpoint::open(&model.directory()?, options)?;
+    Machine::of(options.device.choose(checkpoint.dtype)?, checkpoint.dtype, true)
+}
+
+/// Answer the question, or hold a chat.
+fn answer(args: &RunArgs, engine: &Engine, pictures: Vec<ImageInput>, sampling: Sampling) -> Result<()> {
     let Some(text) = &args.prompt else {
-        return chat::run(&engine, pictures, &sampling);
+        return chat::run(engine, pictures, &sampling);
     };
     let prompt = if args.raw_prompt {
         Prompt::Raw(text.clone())
@@ -152,10 +181,10 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let request = Request { prompt, images: pictures, sampling, ..Request::default() };
     if args.json {
         let output = engine.answer(&request, |_| ControlFlow::Continue(()))?;
-        return Ok(writeln!(io::stdout(), "{:#}", as_json(&engine, &output))?);
+        return Ok(writeln!(io::stdout(), "{:#}", as_json(engine, &output))?);
     }
-    let output = if request.sampling.n > 1 { print_all(&engine, &request)? } else { stream(&engine, &request)? };
-    closing_line(&engine, &output);
+    let output = if request.sampling.n > 1 { print_all(engine, &request)? } else { stream(engine, &request)? };
+    closing_line(engine, &output);
     Ok(())
 }
 

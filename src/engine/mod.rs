@@ -42,6 +42,7 @@ mod checkpoint;
 mod encoder_cache;
 mod image_array;
 mod image_input;
+mod instruments;
 mod job;
 mod memory;
 mod options;
@@ -101,6 +102,8 @@ use crate::Result;
 use crate::mem::DType;
 use crate::models::Vlm;
 use crate::text::Tokenizer;
+use crate::trace::{Detail, Trace};
+use instruments::Instruments;
 use job::Job;
 use pictures::Processing;
 use request::Ready;
@@ -139,6 +142,7 @@ struct Shared {
     stats: Mutex<Stats>,
     /// When the engine's thread began the step that it is at.
     step: Mutex<Option<Instant>>,
+    instruments: Mutex<Instruments>,
     lost: Lost,
 }
 
@@ -305,6 +309,24 @@ impl Engine {
     /// milliseconds on a GPU; one that takes minutes hangs, and so does every request.
     pub fn step_time(&self) -> Option<Duration> {
         self.shared().step().map(|start| start.elapsed())
+    }
+
+    /// Record what the engine does from now on: what its threads do, and every plan or launch of its device. A recording
+    /// that is under way goes on, in this detail.
+    pub fn start_trace(&self, detail: Detail) {
+        self.shared().instruments().record(detail);
+    }
+
+    /// What was recorded since [`Engine::start_trace`]; nothing is recorded any more. A step that is still under way is not in
+    /// it; one whose tokens have arrived is.
+    pub fn take_trace(&self) -> Trace {
+        self.shared().instruments().take()
+    }
+
+    /// Tell a profiler that is attached to this process (`ncu --profile-from-start off`, `nsys --capture-range=cudaProfilerApi`) to
+    /// look at the steps from the next one on, or no longer.
+    pub fn profile(&self, on: bool) {
+        self.shared().instruments().profiled = on;
     }
 
     /// How things stood after the last step.

@@ -1,5 +1,7 @@
 //! From what a request says of its pictures to what the model takes, on the caller's thread.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 
 use super::encoder_cache::PictureKey;
@@ -57,20 +59,31 @@ impl Shared {
     fn input(&self, input: &ImageInput, processing: &Processing) -> Result<Vec<Picture>> {
         let one = |rgb| self.pixels(rgb, processing).map(|picture| vec![picture]);
         match input {
-            ImageInput::Path(path) => one(decode(&read(path)?)?),
-            ImageInput::Bytes(bytes) => one(decode(bytes)?),
+            ImageInput::Path(path) => one(self.decode(&read(path)?)?),
+            ImageInput::Bytes(bytes) => one(self.decode(bytes)?),
             ImageInput::Rgb(rgb) => one(rgb.clone()),
             ImageInput::Features(array) => self.array(array, ArrayKind::Features),
             ImageInput::Embeddings(array) => self.array(array, ArrayKind::Embeddings),
         }
     }
 
+    fn decode(&self, bytes: &[u8]) -> Result<Rgb> {
+        let start = Instant::now();
+        let rgb = image::decode(bytes, Alpha::White, &Limits::default()).map_err(anyhow::Error::new)?;
+        self.did("decode", start, &[("width", rgb.width() as u64), ("height", rgb.height() as u64)]);
+        Ok(rgb)
+    }
+
     /// Pixels made ready for the vision tower. A GPU resizes them itself.
     fn pixels(&self, rgb: Rgb, processing: &Processing) -> Result<Picture> {
+        let start = Instant::now();
         let key = PictureKey::of_pixels(&rgb, processing.key);
+        self.did("hash", start, &[]);
+        let start = Instant::now();
         let how = &processing.how;
         let tiles = if self.runs_kernels { how.prepare_for_device(rgb)? } else { how.prepare(&rgb)? };
         self.check(&tiles)?;
+        self.did("process", start, &[("tiles", tiles.tiles as u64)]);
         Ok((tiles, key))
     }
 
@@ -114,8 +127,4 @@ impl Shared {
         };
         Ok(split.map(picture).collect())
     }
-}
-
-fn decode(bytes: &[u8]) -> Result<Rgb> {
-    image::decode(bytes, Alpha::White, &Limits::default()).map_err(anyhow::Error::new)
 }

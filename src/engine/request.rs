@@ -111,6 +111,7 @@ impl Shared {
         self.alive()?;
         let start = Instant::now();
         let (prompt, expanded, pictures) = self.tokens(request).map_err(Error::Request)?;
+        self.did("prepare", start, &[("tokens", expanded.ids.len() as u64), ("pictures", pictures.len() as u64)]);
         let max_tokens = self.room(request, &expanded, &pictures).map_err(Error::Request)?;
         let (ids, places) = places(&expanded, &pictures);
         let limit = ids.len() + max_tokens;

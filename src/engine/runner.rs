@@ -1,10 +1,11 @@
 //! Owns the backend: uploads the weights, and runs encodings and steps.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -15,12 +16,23 @@ use crate::models::{
     Content, Picture, Placement, RowMove, Stage, StepIo, StepShape, TileInput, Tiles, Vlm, random_fills,
 };
 use crate::ops::{IN_PROMPT, Resize};
-use crate::plan::{Backend, Fill, Plan, Probe};
+use crate::plan::{Backend, Fill, Plan};
+use crate::range;
+use crate::trace::{Detail, Kind, Run, Work, encode_name, step_name};
 
 /// A step that was enqueued, and what it will have sampled.
 pub struct InFlight<B: Backend> {
     pending: B::Pending,
     io: StepIo,
+}
+
+/// What a watched runner has enqueued.
+struct Watch<M> {
+    detail: Detail,
+    /// A point on the device's clock, and the same moment on the host's.
+    anchor: (M, Instant),
+    /// Plans with their marks, the earliest first.
+    runs: VecDeque<(Work, Vec<M>)>,
 }
 
 /// A model on a backend.
@@ -34,6 +46,7 @@ pub struct Runner<B: Backend> {
     inputs: Inputs,
     /// The buffers of the last step.
     last: Option<StepIo>,
+    watch: Option<Watch<B::Mark>>,
 }
 
 impl<B: Backend> Runner<B> {
@@ -60,6 +73,7 @@ impl<B: Backend> Runner<B> {
             encode: HashMap::new(),
             inputs: Inputs::default(),
             last: None,
+            watch: None,
         })
     }
 
@@ -83,7 +97,7 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// If there are more tiles than were planned for, pictures of different stages or ones with nothing left to do, or
     /// the backend fails.
-    pub fn encode(&mut self, pictures: &[impl Borrow<Tiles>], probe: Option<&mut dyn Probe>) -> Result<()> {
+    pub fn encode(&mut self, pictures: &[impl Borrow<Tiles>]) -> Result<()> {
         let Some(first) = pictures.first() else { return Ok(()) };
         let stage = first.borrow().content.stage().context("there is nothing to encode in a picture's embeddings")?;
         let pictures: Vec<&Tiles> = pictures.iter().map(Borrow::borrow).collect();
@@ -98,11 +112,15 @@ impl<B: Backend> Runner<B> {
         let tiles = pictures.iter().map(|p| p.tiles).sum();
         let exec =
             recorded(&self.backend, &mut self.encode, (stage, tiles), || encode_plan(&*self.model, stage, tiles))?;
-        self.backend.run(exec, probe)
+        run(&self.backend, &mut self.watch, Kind::Encode, exec, || Work {
+            kind: Kind::Encode,
+            name: encode_name(stage == Stage::Tower, tiles),
+            plan: encode_plan(&*self.model, stage, tiles),
+        })
     }
 
     /// Write the tiles of pictures, one behind the other, and which of them are bytes and which values.
-    fn write_tiles(&self, pictures: &[&Tiles]) -> Result<()> {
+    fn write_tiles(&mut self, pictures: &[&Tiles]) -> Result<()> {
         let TileInput { pixels, values, source } = self.model.areas().tiles;
         let (mut bytes, mut floats) = (Room { of: pixels, used: 0 }, Room { of: values, used: 0 });
         let (mut sources, mut byte_tiles, mut value_tiles) = (Vec::new(), 0, 0);
@@ -174,20 +192,25 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// If the backend fails.
-    pub fn keep(&self, moves: &[RowMove]) -> Result<()> {
+    pub fn keep(&mut self, moves: &[RowMove]) -> Result<()> {
         if moves.is_empty() {
             return Ok(());
         }
-        self.backend.run(&mut self.backend.link(&self.model.areas().keep_plan(moves))?, None)
+        let plan = self.model.areas().keep_plan(moves);
+        let mut exec = self.backend.link(&plan)?;
+        let name = format!("keeping {} rows", moves.iter().map(|m| m.rows).sum::<usize>());
+        run(&self.backend, &mut self.watch, Kind::Keep, &mut exec, || Work { kind: Kind::Keep, name, plan })
     }
 
     /// Let the device make the tile of a picture. Every size of a picture is a plan of its own, of one launch.
-    fn resize(&self, picture: &Picture, tile: Buf<u8>) -> Result<()> {
+    fn resize(&mut self, picture: &Picture, tile: Buf<u8>) -> Result<()> {
         self.backend.write(picture.resize.x, picture.rgb.data())?;
         self.backend.write(self.model.areas().picture.tables, &picture.tables)?;
         let mut plan = Plan::new(tile.dtype());
         plan.scope("vision", |p| p.push(Resize { y: tile, ..picture.resize }));
-        self.backend.run(&mut self.backend.link(&plan)?, None)
+        let mut exec = self.backend.link(&plan)?;
+        let name = format!("resizing of {}x{}", picture.rgb.width(), picture.rgb.height());
+        run(&self.backend, &mut self.watch, Kind::Resize, &mut exec, || Work { kind: Kind::Resize, name, plan })
     }
 
     /// Run one step; sequences that bring one token come before those that bring several. Returns the shape that ran: a
@@ -195,13 +218,8 @@ impl<B: Backend> Runner<B> {
     ///
     /// # Errors
     /// If the step is larger than was planned for, or the backend fails.
-    pub fn step(
-        &mut self,
-        sequences: &[SequenceStep<'_>],
-        rows: LogitRows,
-        probe: Option<&mut dyn Probe>,
-    ) -> Result<StepShape> {
-        self.step_with(sequences, rows, &[], probe)
+    pub fn step(&mut self, sequences: &[SequenceStep<'_>], rows: LogitRows) -> Result<StepShape> {
+        self.step_with(sequences, rows, &[])
     }
 
     /// [`Runner::step`] with what the sequences bring beside their tokens: one of `lists` for each, or none at all.
@@ -213,17 +231,17 @@ impl<B: Backend> Runner<B> {
         sequences: &[SequenceStep<'_>],
         rows: LogitRows,
         lists: &[SequenceLists<'_>],
-        probe: Option<&mut dyn Probe>,
     ) -> Result<StepShape> {
         let (shape, io) = self.inputs.write(&self.backend, self.model.io(), sequences, rows, lists)?;
         self.last = Some(io);
+        let work = || work(&*self.model, shape, sequences);
         if shape.prefill_seqs > 0 {
-            let plan = self.model.step_plan(shape);
-            self.backend.run(&mut self.backend.link(&plan)?, probe)?;
+            let mut exec = self.backend.link(&self.model.step_plan(shape))?;
+            run(&self.backend, &mut self.watch, Kind::Prefill, &mut exec, work)?;
             return Ok(shape);
         }
         let exec = recorded(&self.backend, &mut self.decode, shape, || self.model.step_plan(shape))?;
-        self.backend.run(exec, probe)?;
+        run(&self.backend, &mut self.watch, Kind::Decode, exec, work)?;
         Ok(shape)
     }
 
@@ -232,7 +250,7 @@ impl<B: Backend> Runner<B> {
     /// # Errors
     /// As those of [`Runner::step_with`].
     pub fn enqueue(&mut self, sequences: &[SequenceStep<'_>], lists: &[SequenceLists<'_>]) -> Result<InFlight<B>> {
-        self.step_with(sequences, LogitRows::Last, lists, None)?;
+        self.step_with(sequences, LogitRows::Last, lists)?;
         let io = *self.last()?;
         Ok(InFlight { pending: self.backend.enqueue_read(io.outputs)?, io })
     }
@@ -244,6 +262,45 @@ impl<B: Backend> Runner<B> {
     pub fn wait(&self, step: InFlight<B>) -> Result<Outputs> {
         let InFlight { pending, io } = step;
         Ok(Outputs { bytes: self.backend.wait(pending)?, io })
+    }
+
+    /// Time what runs from now on, or no longer. What was enqueued and not [watched](Runner::watched) is forgotten.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn watch(&mut self, detail: Option<Detail>) -> Result<()> {
+        self.watch = None;
+        let Some(detail) = detail else { return Ok(()) };
+        let mark = self.backend.mark()?;
+        while self.backend.elapsed(&mark, &mark)?.is_none() {
+            std::hint::spin_loop();
+        }
+        self.watch = Some(Watch { detail, anchor: (mark, Instant::now()), runs: VecDeque::new() });
+        Ok(())
+    }
+
+    /// What has ended of that which runs since [`Runner::watch`], each once, in order. Times count from `start`; what is
+    /// still running comes later.
+    ///
+    /// # Errors
+    /// If the backend fails.
+    pub fn watched(&mut self, start: Instant) -> Result<Vec<Run>> {
+        let Some(Watch { anchor: (zero, host), runs, .. }) = &mut self.watch else { return Ok(Vec::new()) };
+        let mut ended = Vec::new();
+        while let Some((work, marks)) = runs.pop_front() {
+            let times = marks.windows(2).map(|pair| self.backend.elapsed(&pair[0], &pair[1]));
+            let times = times.collect::<Result<Option<Vec<_>>>>()?;
+            match (times, marks.first().map(|first| self.backend.elapsed(zero, first)).transpose()?.flatten()) {
+                (Some(times), Some(first)) => {
+                    ended.push(Run::new(work, host.duration_since(start) + first, &times));
+                }
+                _ => {
+                    runs.push_front((work, marks));
+                    break;
+                }
+            }
+        }
+        Ok(ended)
     }
 
     /// Record the plans of decode steps, and of encodings of up to so many tiles from a stage on, the smaller ones first,
@@ -317,6 +374,37 @@ impl<B: Backend> Runner<B> {
         self.backend.read(self.last()?.logits, &mut logits)?;
         Ok(logits)
     }
+}
+
+/// Run a plan, with marks if somebody watches.
+fn run<B: Backend>(
+    backend: &B,
+    watch: &mut Option<Watch<B::Mark>>,
+    kind: Kind,
+    exec: &mut B::Exec,
+    work: impl FnOnce() -> Work,
+) -> Result<()> {
+    let _range = range::open(kind.name());
+    let Some(watch) = watch else { return backend.run(exec, None) };
+    let mut marks = Vec::new();
+    match watch.detail {
+        Detail::Launches => backend.run(exec, Some(&mut marks))?,
+        Detail::Plans => {
+            marks.push(backend.mark()?);
+            backend.run(exec, None)?;
+            marks.push(backend.mark()?);
+        }
+    }
+    watch.runs.push_back((work(), marks));
+    Ok(())
+}
+
+/// A step in words, and its plan with the costs of the lengths that its sequences have.
+fn work(model: &dyn Vlm, shape: StepShape, sequences: &[SequenceStep<'_>]) -> Work {
+    let lengths: usize = sequences.iter().map(|s| s.cached + s.ids.len()).sum();
+    let shape = StepShape { context: lengths.div_ceil(sequences.len().max(1)), ..shape };
+    let kind = if shape.prefill_tokens == 0 { Kind::Decode } else { Kind::Prefill };
+    Work { kind, name: step_name(shape.decode, shape.prefill_tokens), plan: model.step_plan(shape) }
 }
 
 /// A buffer that is filled from its start.

@@ -180,6 +180,7 @@ fn load(
         load_ms: milliseconds(start),
         stats: Mutex::new(Stats { blocks: scheduler.blocks(), ..Stats::default() }),
         step: Mutex::default(),
+        instruments: Mutex::default(),
         lost: Lost::default(),
     };
     Ok((Arc::new(shared), runner, scheduler))
@@ -210,7 +211,7 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
     if checkpoint.max_images > 0 {
         pictures.push(dummy(&*model, checkpoint)?);
     }
-    runner.encode(&pictures, None)?;
+    runner.encode(&pictures)?;
     let rows: usize = pictures.iter().map(|p| p.rows.encoded()).sum();
     if rows > 0 {
         let to = memory.max_tiles * model.tile_rows();
@@ -225,7 +226,7 @@ fn warm(runner: &mut Runner<Any>, checkpoint: &Checkpoint, memory: &Memory) -> a
         if !ids.is_empty() {
             let sampling = SamplingRow::GREEDY;
             let step = SequenceStep { ids, cached, blocks: &blocks, first_angle: 0, sampling };
-            runner.step(&[step], LogitRows::Last, None)?;
+            runner.step(&[step], LogitRows::Last)?;
             runner.sampled(1, 0)?;
         }
     }

@@ -21,6 +21,8 @@ use super::{Sequence, SequenceId, Shared};
 use crate::models::{Content, RowMove, Stage, Tiles};
 use crate::ops::SamplingRow;
 use crate::plan::Backend;
+use crate::range;
+use crate::trace::Detail;
 use crate::{DeviceLost, Error};
 
 /// A request on its way to the engine's thread.
@@ -39,6 +41,9 @@ pub(super) struct Worker<B: Backend> {
     /// Number of the latest request.
     latest: SequenceId,
     stats: Stats,
+    /// What the runner is watched for: the detail, and the start of the recording.
+    recorded: Option<(Detail, Instant)>,
+    profiled: bool,
 }
 
 impl<B: Backend> Worker<B> {
@@ -60,6 +65,8 @@ impl<B: Backend> Worker<B> {
             ahead: usize::from(async_scheduling),
             latest: 0,
             stats: Stats::default(),
+            recorded: None,
+            profiled: false,
         }
     }
 
@@ -131,6 +138,7 @@ impl<B: Backend> Worker<B> {
     /// Enqueue a step if there is one, and take in what earlier ones have sampled while the device is at work. Only the loss
     /// of the device is an error here; every other failure is that of its requests.
     fn turn(&mut self) -> Result<(), DeviceLost> {
+        self.follow().or_else(|error| lost(&error).map_or(Ok(()), |lost| Err(lost.clone())))?;
         let may_fly = if self.start()? { self.ahead } else { 0 };
         while self.in_flight.len() > may_fly {
             self.collect(None)?;
@@ -138,15 +146,50 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
+    /// Watch the runner, or have it profiled, if somebody began or ceased to want that.
+    fn follow(&mut self) -> anyhow::Result<()> {
+        let (wanted, profiled) = {
+            let instruments = self.shared.instruments();
+            (instruments.wanted(), instruments.profiled)
+        };
+        if self.recorded != wanted {
+            self.gather();
+            self.recorded = wanted;
+            self.runner.watch(wanted.map(|(detail, _)| detail))?;
+        }
+        if self.profiled != profiled {
+            self.profiled = profiled;
+            self.runner.backend().profile(profiled)?;
+        }
+        Ok(())
+    }
+
+    /// Keep what the device has done of that which is recorded. Times are no reason to fail a step: a device that is lost says
+    /// so to the next one.
+    fn gather(&mut self) {
+        let Some((_, start)) = self.recorded else { return };
+        if let Ok(runs) = self.runner.watched(start) {
+            self.shared.instruments().ran(start, runs);
+        }
+    }
+
     /// Plan a step and enqueue it. Returns whether there was anything to enqueue.
     fn start(&mut self) -> Result<bool, DeviceLost> {
         let start = Instant::now();
+        let range = range::open("schedule");
         let step = self.scheduler.schedule();
+        drop(range);
         self.stats.schedule_ms += milliseconds(start);
+        let number = self.stats.steps;
+        self.shared.did("schedule", start, &[("step", number)]);
         self.note(&step);
         let start = Instant::now();
+        let range = range::open("enqueue");
         let enqueued = self.enqueue(&step);
+        drop(range);
         self.stats.enqueue_ms += milliseconds(start);
+        let (rows, pictures) = (step.rows.len() as u64, step.encode.len() as u64);
+        self.shared.did("enqueue", start, &[("step", number), ("rows", rows), ("pictures", pictures)]);
         match enqueued {
             Ok(Some(outputs)) => {
                 self.stats.steps += 1;
@@ -170,13 +213,20 @@ impl<B: Backend> Worker<B> {
     fn collect(&mut self, behind: Option<&Step>) -> Result<(), DeviceLost> {
         let Some((step, outputs)) = self.in_flight.pop_front() else { return Ok(()) };
         let start = Instant::now();
+        let range = range::open("wait");
         let outputs = self.runner.wait(outputs);
+        drop(range);
         self.stats.wait_ms += milliseconds(start);
+        self.shared.did("wait", start, &[]);
+        self.gather();
         match outputs {
             Ok(outputs) => {
                 let start = Instant::now();
+                let range = range::open("deliver");
                 self.deliver(&step, &outputs);
+                drop(range);
                 self.stats.deliver_ms += milliseconds(start);
+                self.shared.did("deliver", start, &[("rows", step.rows.len() as u64)]);
                 Ok(())
             }
             Err(error) => {
@@ -257,7 +307,7 @@ impl<B: Backend> Worker<B> {
                 first += picture.rows.encoded();
                 pictures.push(*picture);
             }
-            self.runner.encode(&pictures, None)?;
+            self.runner.encode(&pictures)?;
             self.runner.keep(&moves)?;
         }
         for (encode, picture) in asked {

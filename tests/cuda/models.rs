@@ -3,7 +3,6 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Duration;
 
 use ocelli::backend::Cpu;
 use ocelli::backend::cuda::Cuda;
@@ -13,8 +12,9 @@ use ocelli::image::{self, Alpha};
 use ocelli::mem::{DType, Region};
 use ocelli::models::{Limits, StepShape, Tiles};
 use ocelli::ops::SamplingRow;
-use ocelli::plan::{Backend, Plan, Probe, Step, bisect};
+use ocelli::plan::{Backend, Plan, bisect};
 use ocelli::text::{Message, Role};
+use ocelli::trace::Detail;
 use serde_json::Value;
 
 use crate::gpu;
@@ -47,8 +47,8 @@ impl Both {
 
     /// Give both the same inputs by running a step on each, then compare the plan of that step op by op.
     fn step(&mut self, sequences: &[SequenceStep<'_>], tolerance: f64) {
-        let shape = self.cpu.step(sequences, LogitRows::All, None).unwrap();
-        self.cuda.step(sequences, LogitRows::All, None).unwrap();
+        let shape = self.cpu.step(sequences, LogitRows::All).unwrap();
+        self.cuda.step(sequences, LogitRows::All).unwrap();
         let plan = self.cpu.model().step_plan(shape);
         // What either has cached of this step differs by the rounding of all layers before. A step that writes to the
         // cache is compared with all of it, so both start from the same.
@@ -86,8 +86,8 @@ fn every_step_of_tiny_models_agrees_with_the_references() {
             let rgb = image::decode(&bytes, Alpha::White, &image::Limits::default()).unwrap();
             both.cpu.model().processor(&ProcessorKwargs::new()).unwrap().prepare(&rgb).unwrap()
         });
-        both.cpu.encode(&pictures, None).unwrap();
-        both.cuda.encode(&pictures, None).unwrap();
+        both.cpu.encode(&pictures).unwrap();
+        both.cuda.encode(&pictures).unwrap();
         both.compare(&both.cpu.model().encode_plan(2), tolerance);
         let rows: i32 = pictures.iter().map(|p| p.tokens() as i32).sum();
         let prompt: Vec<i32> = [1, 40, 41].into_iter().chain((1..=rows).map(|row| -row)).chain([50, 51, 52]).collect();
@@ -125,13 +125,6 @@ fn filled(fill: u8, dtype: DType) -> Runner<Cuda> {
     Runner::new(cuda, model, |_| ()).unwrap()
 }
 
-/// A probe sees every launch, so a plan that is run with one is not replayed.
-struct Apart;
-
-impl Probe for Apart {
-    fn step(&mut self, _: usize, _: &Step, _: Duration) {}
-}
-
 /// Runs the same things in memory of zeros and in memory of NaNs, recorded and launch by launch: the bits of the logits
 /// must be the same four times.
 struct Four {
@@ -141,25 +134,28 @@ struct Four {
 
 impl Four {
     fn open(dtype: DType) -> Four {
-        Four { runners: [0, 0, 0xff, 0xff].map(|fill| filled(fill, dtype)), logits: 0 }
+        let mut runners = [0, 0, 0xff, 0xff].map(|fill| filled(fill, dtype));
+        // Where launches are timed, they run one by one and nothing is replayed.
+        for apart in [1, 3] {
+            runners[apart].watch(Some(Detail::Launches)).unwrap();
+        }
+        Four { runners, logits: 0 }
     }
 
     fn encode(&mut self, picture: &Tiles) {
-        for (i, runner) in self.runners.iter_mut().enumerate() {
-            let probe: Option<&mut dyn Probe> = if i % 2 == 0 { None } else { Some(&mut Apart) };
-            runner.encode(std::slice::from_ref(picture), probe).unwrap();
+        for runner in &mut self.runners {
+            runner.encode(std::slice::from_ref(picture)).unwrap();
         }
         self.compare(&self.runners[0].model().encode_plan(1));
     }
 
     fn step(&mut self, sequences: &[SequenceStep<'_>]) {
-        let run = |(i, runner): (usize, &mut Runner<Cuda>)| {
-            let probe: Option<&mut dyn Probe> = if i % 2 == 0 { None } else { Some(&mut Apart) };
-            let shape = runner.step(sequences, LogitRows::Last, probe).unwrap();
+        let run = |runner: &mut Runner<Cuda>| {
+            let shape = runner.step(sequences, LogitRows::Last).unwrap();
             let logits = runner.logits(sequences.len()).unwrap();
             (shape, logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>())
         };
-        let four: Vec<_> = self.runners.iter_mut().enumerate().map(run).collect();
+        let four: Vec<_> = self.runners.iter_mut().map(run).collect();
         let (shape, zeros) = &four[0];
         assert!(zeros.iter().all(|&bits| f32::from_bits(bits).is_finite()));
         if four.iter().any(|(_, bits)| bits != zeros) {

@@ -182,7 +182,7 @@ fn a_runner_brings_every_picture_to_its_tile() {
     let mut runner = Runner::new(cuda, model, |_| ()).unwrap();
     let pixels = runner.model().areas().tiles.pixels.span();
     let mut encode = |tiles: &[_]| {
-        runner.encode(tiles, None).unwrap();
+        runner.encode(tiles).unwrap();
         runner.backend().snapshot(pixels).unwrap()
     };
     let (expected, cleared) = (encode(&host), encode(&[host[1].clone(), host[2].clone(), host[0].clone()]));

@@ -8,20 +8,24 @@ use crate::source::{Source, Spot, Token, tokens, without_tests};
 /// from the bottom: nothing names a room below its own line.
 pub const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("range", &[]),
     ("mem", &[]),
     ("host", &["mem"]),
     ("kernel", &["host", "mem"]),
     ("ops", &["kernel", "host", "mem"]),
     ("plan", &["ops", "kernel", "host", "mem"]),
     ("trace", &["plan", "ops", "kernel", "mem"]),
-    ("backend", &["plan", "ops", "kernel", "host", "mem"]),
+    ("backend", &["plan", "ops", "kernel", "host", "range", "mem"]),
     ("config", &["mem"]),
     ("weights", &["mem"]),
     ("image", &[]),
     ("text", &[]),
     ("models", &["plan", "ops", "kernel", "mem", "config", "weights", "image", "text"]),
     ("workbench", &["backend", "plan", "ops", "kernel", "host", "mem", "image"]),
-    ("engine", &["models", "backend", "trace", "plan", "ops", "kernel", "mem", "config", "weights", "image", "text"]),
+    (
+        "engine",
+        &["models", "backend", "trace", "plan", "ops", "kernel", "range", "mem", "config", "weights", "image", "text"],
+    ),
     ("server", &["engine", "models", "mem", "config", "image", "text"]),
     (
         "cli",

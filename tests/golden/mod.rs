@@ -83,7 +83,7 @@ impl<B: Backend> Golden<B> {
     /// Encode the named pictures and return what the step whose label ends in `label` wrote.
     pub fn encode(&mut self, pictures: &[&str], label: &str) -> Vec<f32> {
         let tiles: Vec<_> = pictures.iter().map(|name| self.tiles(name)).collect();
-        self.runner.encode(&tiles, None).unwrap();
+        self.runner.encode(&tiles).unwrap();
         let plan = self.runner.model().encode_plan(tiles.iter().map(|t| t.tiles).sum());
         self.read(last_write(&plan, label))
     }
@@ -91,7 +91,7 @@ impl<B: Backend> Golden<B> {
     /// What stands at the places of a picture, `[tokens, hidden]`.
     pub fn rows(&mut self, name: &str) -> Vec<f32> {
         let tiles = self.tiles(name);
-        self.runner.encode(&[&tiles], None).unwrap();
+        self.runner.encode(&[&tiles]).unwrap();
         let areas = self.runner.model().areas();
         let places = (0..tiles.tokens()).map(|i| image_row(areas, &tiles, i, 0));
         places.flat_map(|row| self.read(areas.rows(row, 1).span())).collect()
@@ -116,7 +116,7 @@ impl<B: Backend> Golden<B> {
         let entry = self.cases["cases"][case].clone();
         let names: Vec<String> = self.pictures(case);
         let tiles: Vec<Tiles> = names.iter().map(|name| self.tiles(name)).collect();
-        self.runner.encode(&tiles, None).unwrap();
+        self.runner.encode(&tiles).unwrap();
         let mut ids = self.ids(&format!("case/{case}/input_ids"));
         let (areas, mut first) = (self.runner.model().areas(), 0);
         for (span, tiles) in entry["image_spans"].as_array().unwrap().iter().zip(&tiles) {
@@ -162,7 +162,7 @@ impl<B: Backend> Golden<B> {
         let mut logits = Vec::new();
         for (i, ids) in ids.chunks(chunk).enumerate() {
             let step = SequenceStep { ids, cached: i * chunk, first_angle, blocks: &blocks, sampling: GREEDY };
-            let shape = self.runner.step(&[step], LogitRows::All, None).unwrap();
+            let shape = self.runner.step(&[step], LogitRows::All).unwrap();
             logits.extend(self.runner.logits(shape.logit_rows).unwrap());
         }
         logits
@@ -196,7 +196,7 @@ impl<B: Backend> Golden<B> {
         let (blocks, first_angle) = (self.blocks(), self.first_angle(ids.len()));
         let cached = if self.first_angle(cached) == first_angle { cached } else { 0 };
         let step = SequenceStep { ids: &ids[cached..], cached, first_angle, blocks: &blocks, sampling: GREEDY };
-        self.runner.step(&[step], LogitRows::Last, None).unwrap();
+        self.runner.step(&[step], LogitRows::Last).unwrap();
     }
 
     /// Log-probabilities of `tokens` when they follow `prompt`, one step each.

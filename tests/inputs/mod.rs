@@ -39,7 +39,7 @@ pub fn rows<B: Backend>(dir: &Path, dtype: DType, backend: impl Fn([usize; 4]) -
         })
         .collect();
     assert!(tiles.iter().all(|t| t.content.stage() == Some(Stage::Tower)));
-    runner.encode(&tiles, None).unwrap();
+    runner.encode(&tiles).unwrap();
     let [first, last] = projector(&runner.model().encode_plan(tiles.len()));
     let array = |span: Span, columns: usize| {
         let bytes = runner.backend().snapshot(span).unwrap();

@@ -175,6 +175,18 @@ impl Device {
         self.gate.check(self.gate.stream.synchronize())
     }
 
+    /// Tell a profiler that is attached to the process where what it should look at begins, and where it ends.
+    ///
+    /// # Errors
+    /// The driver fails. Without a profiler nothing happens.
+    pub fn profile(&self, on: bool) -> Result<()> {
+        self.synchronize()?;
+        self.gate.enter()?;
+        // SAFETY: they take nothing and concern the context that `enter` has bound.
+        let code = unsafe { if on { sys::cuProfilerStart() } else { sys::cuProfilerStop() } };
+        self.gate.check(code.result())
+    }
+
     /// Bytes of device memory that nobody has taken.
     ///
     /// # Errors

@@ -28,6 +28,18 @@ impl Device {
     }
 }
 
+impl Device {
+    /// A point behind everything that was enqueued.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn point(&self) -> Result<Event> {
+        let event = self.event()?;
+        event.record()?;
+        Ok(event)
+    }
+}
+
 impl Event {
     fn new(gate: &Arc<Gate>, flags: CUevent_flags) -> Result<Event> {
         gate.enter()?;

@@ -17,16 +17,18 @@ mod upload;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 
 use crate::kernel::{GpuInfo, Launched};
 use crate::mem::{Bases, Buf, Region, Span};
-use crate::plan::{Backend, Fill, Plan, Probe, Step};
+use crate::plan::{Backend, Fill, Plan, Step};
+use crate::range;
 
 use driver::{Device, Function, Memory, Module};
+use event::Event;
 use graph::Graph;
 use tma::EncodedMaps;
 
@@ -143,13 +145,13 @@ impl Exec {
         self.launches.iter().try_for_each(|l| l.enqueue(device))
     }
 
-    /// Enqueue one launch after the other, each when the one before has ended.
-    fn watch(&self, device: &Device, probe: &mut dyn Probe) -> Result<()> {
-        for (i, l) in self.launches.iter().enumerate() {
-            let start = Instant::now();
+    /// Enqueue one launch after the other, with a point between any two: none begins before the one before it has ended,
+    /// because what may overlap is the launch right behind another.
+    fn apart(&self, device: &Device, marks: &mut Vec<Event>) -> Result<()> {
+        marks.push(device.point()?);
+        for l in &self.launches {
             l.enqueue(device)?;
-            device.synchronize().with_context(|| l.step.label.to_string())?;
-            probe.step(i, &l.step, start.elapsed());
+            marks.push(device.point()?);
         }
         Ok(())
     }
@@ -158,6 +160,7 @@ impl Exec {
 impl Launch {
     fn enqueue(&self, device: &Device) -> Result<()> {
         let Launch { function, launched, maps, step } = self;
+        let _range = range::open(step.label.as_str());
         let launch = device.launch_with(function, &launched.geometry, launched.params(), maps.as_deref());
         launch.with_context(|| step.label.to_string())
     }
@@ -166,6 +169,7 @@ impl Launch {
 impl Backend for Cuda {
     type Exec = Exec;
     type Pending = Pending;
+    type Mark = Event;
 
     fn link(&self, plan: &Plan) -> Result<Exec> {
         self.link_for(plan, &self.device.properties().gpu)
@@ -178,13 +182,24 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    /// With a probe, each launch is enqueued by itself and waited for, so its time includes what a launch costs.
-    fn run(&self, exec: &mut Exec, probe: Option<&mut dyn Probe>) -> Result<()> {
-        match (probe, &exec.graph) {
-            (Some(probe), _) => exec.watch(&self.device, probe),
+    fn run(&self, exec: &mut Exec, marks: Option<&mut Vec<Event>>) -> Result<()> {
+        match (marks, &exec.graph) {
+            (Some(marks), _) => exec.apart(&self.device, marks),
             (None, Some(graph)) => self.device.replay(graph),
             (None, None) => exec.launch(&self.device),
         }
+    }
+
+    fn mark(&self) -> Result<Event> {
+        self.device.point()
+    }
+
+    fn elapsed(&self, from: &Event, to: &Event) -> Result<Option<Duration>> {
+        Ok(if to.is_reached()? { Some(to.since(from)?) } else { None })
+    }
+
+    fn profile(&self, on: bool) -> Result<()> {
+        self.device.profile(on)
     }
 
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {

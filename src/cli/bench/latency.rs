@@ -30,6 +30,7 @@ pub(crate) struct LatencyArgs {
 pub(super) fn run(args: &LatencyArgs) -> Result<()> {
     let work = &args.work;
     let outcome = work.outcome.open(Bench::Latency)?;
+    let trace = work.profile.trace()?;
     let pictures = work.pictures.of_prompt(work.seed, 0)?;
     let setup = Setup::measured(&work.model, &work.options())?;
     let engine = work.open()?;
@@ -37,8 +38,13 @@ pub(super) fn run(args: &LatencyArgs) -> Result<()> {
     for _ in 0..args.num_iters_warmup {
         Answer::measure(&engine, &request)?;
     }
+    engine.profile(work.profile.profile());
     let repeat = || (0..args.num_iters).map(|_| Answer::measure(&engine, &request)).collect::<Result<Vec<_>>>();
     let repeats = (0..args.repeats).map(|_| repeat()).collect::<Result<Vec<_>>>()?;
+    engine.profile(false);
+    if let Some(trace) = trace {
+        trace.record(&engine, &setup.machine, || Answer::measure(&engine, &request).map(drop))?;
+    }
 
     let output = &repeats[0][0].output;
     let (prompt, tokens) = (output.prompt_token_ids.len(), output.outputs[0].token_ids.len());

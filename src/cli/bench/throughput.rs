@@ -87,6 +87,7 @@ const STEPS: [OfPass; 7] = [
 pub(super) fn run(args: &ThroughputArgs) -> Result<()> {
     let work = &args.work;
     let outcome = work.outcome.open(Bench::Throughput)?;
+    let trace = work.profile.trace()?;
     let prompts = pictures(args)?;
     let setup = Setup::measured(&work.model, &work.options())?;
     let engine = work.open()?;
@@ -95,7 +96,12 @@ pub(super) fn run(args: &ThroughputArgs) -> Result<()> {
     for _ in 0..args.num_iters_warmup {
         Pass::measure(&engine, &requests)?;
     }
+    engine.profile(work.profile.profile());
     let passes = (0..args.repeats).map(|_| Pass::measure(&engine, &requests)).collect::<Result<Vec<_>>>()?;
+    engine.profile(false);
+    if let Some(trace) = trace {
+        trace.record(&engine, &setup.machine, || Pass::measure(&engine, &requests).map(drop))?;
+    }
 
     let outputs = &passes[0].outputs;
     let tokens = outputs[0].outputs[0].token_ids.len();

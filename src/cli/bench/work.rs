@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::Args;
 
+use super::super::profile_args::ProfileArgs;
 use super::super::{EngineArgs, ModelArgs, run};
 use super::outcome::OutcomeArgs;
 use super::pictures::{Bytes, PicturesArgs, Random, pixels, words};
@@ -34,6 +35,8 @@ pub(super) struct WorkArgs {
     pub seed: u64,
     #[command(flatten)]
     pub outcome: OutcomeArgs,
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }

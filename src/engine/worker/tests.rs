@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use bytemuck::Pod;
@@ -20,7 +21,7 @@ use crate::engine::{
     Device, Engine, Event, Options, Prompt, Request, Runner, Sampling, Scheduler, Shared, Stats, Stream, Thread,
 };
 use crate::mem::{Buf, Span};
-use crate::plan::{Backend, Fill, Plan, Probe, Step};
+use crate::plan::{Backend, Fill, Plan, Step};
 use crate::{DeviceLost, Error};
 
 #[derive(Clone, Copy)]
@@ -68,6 +69,7 @@ struct Faulty {
 impl Backend for Faulty {
     type Exec = Vec<Step>;
     type Pending = Vec<u8>;
+    type Mark = Instant;
 
     fn link(&self, plan: &Plan) -> Result<Vec<Step>> {
         self.cpu.link(plan)
@@ -77,12 +79,24 @@ impl Backend for Faulty {
         self.cpu.capture(exec)
     }
 
-    fn run(&self, exec: &mut Vec<Step>, probe: Option<&mut dyn Probe>) -> Result<()> {
+    fn run(&self, exec: &mut Vec<Step>, marks: Option<&mut Vec<Instant>>) -> Result<()> {
         self.runs.set(self.runs.get() + 1);
         if self.runs.get() == self.at && !self.fault.waits() {
             self.fault.strike()?;
         }
-        self.cpu.run(exec, probe)
+        self.cpu.run(exec, marks)
+    }
+
+    fn mark(&self) -> Result<Instant> {
+        self.cpu.mark()
+    }
+
+    fn elapsed(&self, from: &Instant, to: &Instant) -> Result<Option<Duration>> {
+        self.cpu.elapsed(from, to)
+    }
+
+    fn profile(&self, on: bool) -> Result<()> {
+        self.cpu.profile(on)
     }
 
     fn write<T: Pod>(&self, dst: Buf<T>, src: &[T]) -> Result<()> {
@@ -140,11 +154,12 @@ fn on<B: Backend + Send + 'static>(
         hardware: String::new(),
         warnings: vec![],
         upload: None,
-        startup: Default::default(),
+        startup: super::super::Startup::default(),
         memory,
         load_ms: 0.0,
         stats: Mutex::new(Stats::default()),
         step: Mutex::default(),
+        instruments: Mutex::default(),
         lost: Default::default(),
     });
     let (arrivals, received) = channel();
@@ -282,6 +297,7 @@ struct Idle {
 impl Backend for Idle {
     type Exec = ();
     type Pending = usize;
+    type Mark = ();
 
     fn link(&self, _: &Plan) -> Result<()> {
         Ok(())
@@ -291,7 +307,19 @@ impl Backend for Idle {
         Ok(())
     }
 
-    fn run(&self, (): &mut (), _: Option<&mut dyn Probe>) -> Result<()> {
+    fn run(&self, (): &mut (), _: Option<&mut Vec<()>>) -> Result<()> {
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn elapsed(&self, (): &(), (): &()) -> Result<Option<Duration>> {
+        Ok(Some(Duration::ZERO))
+    }
+
+    fn profile(&self, _: bool) -> Result<()> {
         Ok(())
     }
 

@@ -85,7 +85,7 @@ impl Bed {
     fn encode_from_bytes(&mut self, pictures: &[Bytes]) -> Result<()> {
         let tiles = decode(pictures)?.into_iter().map(|rgb| self.prepare(rgb)).collect::<Result<Vec<_>>>()?;
         for together in self.together(&tiles)? {
-            self.runner.encode(together, None)?;
+            self.runner.encode(together)?;
         }
         self.wait()
     }

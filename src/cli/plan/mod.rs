@@ -1,17 +1,23 @@
 //! `ocelli plan`: the launch list that would run, with the bytes and operations of every step.
 
+mod measured;
+
 use std::env;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
+
+use measured::Measured;
 
 use super::{ModelArgs, human_bytes, locate};
 use crate::config::ProcessorKwargs;
 use crate::engine::{Checkpoint, MAX_NUM_SEQS};
 use crate::models::{ImageInputType, Limits, StepShape};
 use crate::plan::{Plan, Step};
+use crate::trace::{encode_name, step_name};
 
 /// Tokens of the largest step that is planned: beyond any memory, and costs still fit 64 bits.
 const MAX_STEP_TOKENS: usize = 1 << 22;
@@ -37,6 +43,9 @@ pub(crate) struct PlanArgs {
     /// Only the totals by op
     #[arg(long, conflicts_with_all = ["dot", "json"])]
     cost: bool,
+    /// What each launch took in a trace of this model (`--trace` of run and bench), beside the least that it can take on that machine
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dot", "json"])]
+    measured: Option<PathBuf>,
     /// Graphviz
     #[arg(long, conflicts_with = "json")]
     dot: bool,
@@ -56,12 +65,15 @@ enum Kind {
 }
 
 pub(super) fn run(args: &PlanArgs) -> Result<()> {
-    let plan = build(args)?;
-    let text = match (args.dot, args.json, args.cost) {
-        (true, _, _) => plan.to_dot(),
-        (_, true, _) => as_json(&plan),
-        (_, _, true) => totals(&plan),
-        _ => table(&plan),
+    let (plan, name) = build(args)?;
+    let measured = args.measured.as_ref().map(|path| Measured::read(path, &name)).transpose()?;
+    let text = match (args.dot, args.json, args.cost, measured) {
+        (true, ..) => plan.to_dot(),
+        (_, true, ..) => as_json(&plan),
+        (_, _, true, None) => totals(&plan),
+        (_, _, true, Some(measured)) => measured.totals(&plan),
+        (_, _, false, None) => table(&plan),
+        (_, _, false, Some(measured)) => measured.table(&plan),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
 }
@@ -78,7 +90,8 @@ impl PlanArgs {
     }
 }
 
-fn build(args: &PlanArgs) -> Result<Plan> {
+/// The plan, and what a trace calls it.
+fn build(args: &PlanArgs) -> Result<(Plan, String)> {
     let (model, kind) = args.model_and_kind();
     let checkpoint = Checkpoint::open(&locate::model(model.as_deref())?, &args.model.options())?;
     let usual = checkpoint.facts().pictures.tokens.most() + 64;
@@ -109,13 +122,15 @@ fn build(args: &PlanArgs) -> Result<Plan> {
         Kind::Encode => match checkpoint.image_input_type {
             ImageInputType::PixelValues => {
                 let picture = model.processor(&ProcessorKwargs::new())?.prepare(&model.dummy_image()?)?;
-                model.encode_plan(images * picture.tiles)
+                let tiles = images * picture.tiles;
+                (model.encode_plan(tiles), encode_name(true, tiles))
             }
-            ImageInputType::ImageFeatures => model.project_plan(images),
+            ImageInputType::ImageFeatures => (model.project_plan(images), encode_name(false, images)),
         },
-        Kind::Decode => model.step_plan(StepShape { decode: batch, ..shape }),
+        Kind::Decode => (model.step_plan(StepShape { decode: batch, ..shape }), step_name(batch, 0)),
         Kind::Prefill => {
-            model.step_plan(StepShape { prefill_seqs: batch, prefill_tokens: batch * tokens, context: tokens, ..shape })
+            let shape = StepShape { prefill_seqs: batch, prefill_tokens: batch * tokens, context: tokens, ..shape };
+            (model.step_plan(shape), step_name(0, batch * tokens))
         }
     })
 }
