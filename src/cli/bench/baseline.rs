@@ -58,7 +58,8 @@ impl Verdict {
         }
     }
 
-    fn words(self) -> &'static str {
+    /// In a table or a chart.
+    pub fn words(self) -> &'static str {
         match self {
             Verdict::Faster => "faster",
             Verdict::Slower => "slower",
@@ -151,7 +152,7 @@ fn ratio(then: f64, now: f64) -> String {
 }
 
 /// The first thing that was asked in another way, with both. How often does not matter.
-fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
+pub(super) fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
     let fields = |input: &Input| {
         let input = Input { repeats: 0, warmup: 0, ..input.clone() };
         serde_json::to_value(input).unwrap_or_default()

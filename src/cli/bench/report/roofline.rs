@@ -1,0 +1,240 @@
+//! The roofline: how fast something computes, over how many operations it does with each byte.
+
+use super::svg::{Anchor, Scale, Shape, Svg, decades, number, tick, width_of};
+use super::trace::Roof;
+
+/// Sizes of the letters of labels and ticks, as in `style.css`.
+const LETTERS: f64 = 12.0;
+/// A second label of one name this near to the first says nothing new.
+const SAME: f64 = 56.0;
+
+/// Something that was timed.
+pub(super) struct Point {
+    pub label: String,
+    pub class: &'static str,
+    pub shape: Shape,
+    /// Operations a byte.
+    pub intensity: f64,
+    /// 10^12 operations a second.
+    pub tflop_s: f64,
+    /// All there is to say of it.
+    pub says: String,
+}
+
+/// The axes of a chart.
+struct Frame {
+    x: Scale,
+    y: Scale,
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+}
+
+/// Draw points, the most important first: labels that find no room are left out. Points without operations have no place on
+/// a logarithmic axis and are not drawn.
+pub(super) fn draw(
+    points: &[Point],
+    roof: Option<Roof>,
+    [width, height]: [f64; 2],
+    class: &str,
+    title: &str,
+) -> String {
+    let mut svg = Svg::new(width, height);
+    let points: Vec<&Point> = points.iter().filter(|p| p.tflop_s > 0.0 && p.intensity.is_finite()).collect();
+    let ridge = roof.map(|roof| roof.matrix / roof.read);
+    let xs = decades(points.iter().map(|p| p.intensity).chain(ridge.map(|x| 3.0 * x)));
+    let ys = decades(points.iter().map(|p| p.tflop_s).chain(roof.map(|roof| roof.matrix / 1e12)));
+    let frame = axes(&mut svg, [width, height], &xs, &ys);
+    let mut taken = Vec::new();
+    if let Some(roof) = roof {
+        ceilings(&mut svg, &frame, roof, [xs[0], xs[xs.len() - 1]], ys[0], &mut taken);
+    }
+    let at = |p: &Point| [frame.x.at(p.intensity), frame.y.at(p.tflop_s)];
+    taken.extend(points.iter().map(|p| Space::about(at(p), 6.0)));
+    labels(&mut svg, &frame, &points, taken);
+    // From the least important to the most: what matters lies on top.
+    for point in points.iter().rev() {
+        svg.mark(point.class, point.shape, at(point), &point.says);
+    }
+    let description = roof.map_or_else(String::new, |roof| {
+        format!("Ceilings: {} GB/s and {} TFLOP/s. ", number(roof.read / 1e9), number(roof.matrix / 1e12))
+    });
+    svg.finish(class, title, &(description + "Every mark is a row of the table below."))
+}
+
+fn axes(svg: &mut Svg, [width, height]: [f64; 2], xs: &[f64], ys: &[f64]) -> Frame {
+    let (left, right, top, bottom) = (46.0, width - 14.0, 30.0, height - 42.0);
+    let (x, y) =
+        (Scale::log([xs[0], xs[xs.len() - 1]], [left, right]), Scale::log([ys[0], ys[ys.len() - 1]], [bottom, top]));
+    for value in xs {
+        svg.line("grid", [x.at(*value), top], [x.at(*value), bottom]);
+        svg.text("tick", [x.at(*value), bottom + 17.0], Anchor::Middle, &tick(*value));
+    }
+    for value in ys {
+        svg.line("grid", [left, y.at(*value)], [right, y.at(*value)]);
+        svg.text("tick", [left - 8.0, y.at(*value) + 4.0], Anchor::End, &tick(*value));
+    }
+    svg.line("axis", [left, bottom], [right, bottom]);
+    svg.text("name", [right, bottom + 35.0], Anchor::End, "operations per byte (flop/B)");
+    svg.text("name", [2.0, 14.0], Anchor::Start, "TFLOP/s");
+    Frame { x, y, left, right, top, bottom }
+}
+
+/// What the card reads, rising to what it multiplies, each with its name outside of what can be reached.
+fn ceilings(svg: &mut Svg, frame: &Frame, roof: Roof, [low, high]: [f64; 2], least: f64, taken: &mut Vec<Space>) {
+    let tera = |x: f64| roof.read * x / 1e12;
+    let ridge = roof.matrix / roof.read;
+    let start = low.max(least / tera(1.0));
+    let matrix = frame.y.at(roof.matrix / 1e12);
+    let [from, knee, to] =
+        [[frame.x.at(start), frame.y.at(tera(start))], [frame.x.at(ridge), matrix], [frame.x.at(high), matrix]];
+    svg.path("roof", &[from, knee, to]);
+    let (dx, dy) = (knee[0] - from[0], knee[1] - from[1]);
+    let (angle, length) = (dy.atan2(dx), dx.hypot(dy));
+    let middle = [from[0] + 0.45 * dx + 9.0 * angle.sin(), from[1] + 0.45 * dy - 9.0 * angle.cos()];
+    svg.text_along("roof-name", middle, angle.to_degrees(), &format!("reads {} GB/s", number(roof.read / 1e9)));
+    let name = format!("multiplies {} TFLOP/s", number(roof.matrix / 1e12));
+    // Left of the knee there is always room for it, right of it not.
+    let end = if to[0] - knee[0] > width_of(&name, LETTERS) { to[0] } else { knee[0] + 20.0 };
+    svg.text("roof-name", [end, matrix - 8.0], Anchor::End, &name);
+    let along = |from: [f64; 2], [dx, dy]: [f64; 2], length: f64| {
+        let steps = (length / 5.0).ceil().max(1.0);
+        (0..=steps as usize).map(move |i| [from[0] + dx * i as f64 / steps, from[1] + dy * i as f64 / steps])
+    };
+    let line = along(from, [dx, dy], length).chain(along(knee, [to[0] - knee[0], 0.0], to[0] - knee[0]));
+    taken.extend(line.map(|place| Space::about(place, 1.0)));
+    taken.push(Space { x: [end - width_of(&name, LETTERS), end], y: [matrix - 20.0, matrix] });
+}
+
+/// Room on the drawing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Space {
+    x: [f64; 2],
+    y: [f64; 2],
+}
+
+impl Space {
+    fn about([x, y]: [f64; 2], half: f64) -> Space {
+        Space { x: [x - half, x + half], y: [y - half, y + half] }
+    }
+
+    fn meets(&self, other: &Space) -> bool {
+        self.x[0] < other.x[1] && other.x[0] < self.x[1] && self.y[0] < other.y[1] && other.y[0] < self.y[1]
+    }
+}
+
+/// Put a label beside each mark where there is room for it, near the mark if possible, and else at the end of a thin line.
+fn labels(svg: &mut Svg, frame: &Frame, points: &[&Point], mut taken: Vec<Space>) {
+    let mut named: Vec<(&str, [f64; 2])> = Vec::new();
+    for point in points {
+        let at = [frame.x.at(point.intensity), frame.y.at(point.tflop_s)];
+        let near = |other: &[f64; 2]| (other[0] - at[0]).hypot(other[1] - at[1]) < SAME;
+        if named.iter().any(|(name, other)| *name == point.label && near(other)) {
+            continue;
+        }
+        let Some((space, leader)) = place(frame, at, width_of(&point.label, LETTERS), &taken) else { continue };
+        if leader {
+            let [x, y] = [at[0].clamp(space.x[0], space.x[1]), at[1].clamp(space.y[0], space.y[1])];
+            svg.line("leader", at, [x, y]);
+        }
+        svg.text("label", [space.x[0], space.y[1] - 3.5], Anchor::Start, &point.label);
+        named.push((&point.label, at));
+        taken.push(space);
+    }
+}
+
+/// The nearest free room for a label of this width, and whether it is so far away that a line must lead to it.
+fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space]) -> Option<(Space, bool)> {
+    let height = LETTERS + 2.0;
+    let free = |space: &Space| {
+        let inside = space.x[0] >= frame.left && space.x[1] <= frame.right + 10.0 && space.y[0] >= frame.top - 8.0;
+        inside && space.y[1] <= frame.bottom && !taken.iter().any(|other| space.meets(other))
+    };
+    [9.0, 16.0, 28.0, 44.0, 62.0].into_iter().find_map(|far| {
+        let near = far < 10.0;
+        let aslant = far * 0.75;
+        let corners = [
+            [x + far, y - height / 2.0],
+            [x + aslant, y + aslant - 2.0],
+            [x - width / 2.0, y + far],
+            [x - width / 2.0, y - far - height],
+            [x - far - width, y - height / 2.0],
+            [x + aslant, y - aslant - height + 2.0],
+            [x - aslant - width, y + aslant - 2.0],
+            [x - aslant - width, y - aslant - height + 2.0],
+        ];
+        let spaces = corners.map(|[left, top]| Space { x: [left, left + width], y: [top, top + height] });
+        spaces.into_iter().find(free).map(|space| (space, !near))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOF: Roof = Roof { read: 4e12, matrix: 8e14 };
+
+    fn point(label: &str, intensity: f64, tflop_s: f64) -> Point {
+        Point {
+            label: label.into(),
+            class: "c-gemm",
+            shape: Shape::Square,
+            intensity,
+            tflop_s,
+            says: format!("all of {label}"),
+        }
+    }
+
+    #[test]
+    fn marks_stand_at_their_intensity_and_rate() {
+        let drawn = draw(&[point("gemm", 100.0, 400.0)], Some(ROOF), [514.0, 372.0], "wide", "t");
+        // x from 100 to 1000 takes 46 to 500 (the ridge of 200 and what lies behind it); y from 100 to 1000 takes 330 to 30.
+        let y = 330.0 - 300.0 * 4.0f64.log10();
+        assert!(drawn.contains(&format!("d=\"M{:.1} {:.1}h9", 46.0 - 4.5, y - 4.5)), "{drawn}");
+        assert!(drawn.contains("<title>all of gemm</title>"));
+        // The roof starts at the edge, at 4 TB/s x 100 flop/byte, bends at 200 flop/byte and goes on at 800 TFLOP/s.
+        let knee = [46.0 + 454.0 * 2.0f64.log10(), 330.0 - 300.0 * 8.0f64.log10()];
+        assert!(
+            drawn.contains(&format!("class=\"roof\" d=\"M46.0 {y:.1}L{:.1} {:.1}L500.0", knee[0], knee[1])),
+            "{drawn}"
+        );
+        assert!(drawn.contains("reads 4000 GB/s") && drawn.contains("multiplies 800 TFLOP/s"));
+    }
+
+    #[test]
+    fn what_computes_nothing_is_not_drawn_and_ceilings_may_be_unknown() {
+        let drawn = draw(&[point("gather", 0.0, 0.0), point("gemv", 1.0, 0.5)], None, [400.0, 300.0], "wide", "t");
+        assert!(!drawn.contains("all of gather") && drawn.contains("all of gemv") && !drawn.contains("class=\"roof\""));
+        assert!(draw(&[], None, [400.0, 300.0], "wide", "t").contains("TFLOP/s"), "an empty frame");
+    }
+
+    #[test]
+    fn labels_do_not_meet() {
+        let crowd: Vec<_> = (0..12).map(|i| point(&format!("op number {i}"), 1.0 + 0.01 * f64::from(i), 3.0)).collect();
+        let frame = Frame {
+            x: Scale::log([0.1, 1000.0], [46.0, 900.0]),
+            y: Scale::log([0.1, 1000.0], [380.0, 30.0]),
+            left: 46.0,
+            right: 900.0,
+            top: 30.0,
+            bottom: 380.0,
+        };
+        let mut taken: Vec<Space> = Vec::new();
+        for p in &crowd {
+            let at = [frame.x.at(p.intensity), frame.y.at(p.tflop_s)];
+            if let Some((space, _)) = place(&frame, at, width_of(&p.label, LETTERS), &taken) {
+                assert!(taken.iter().all(|other| !space.meets(other)));
+                taken.push(space);
+            }
+        }
+        assert!(taken.len() >= 8, "{} of 12 found room", taken.len());
+    }
+
+    #[test]
+    fn a_name_is_written_once_where_its_marks_are_close() {
+        let close: Vec<_> = (0..5).map(|i| point("gemv", 1.0 + 0.01 * f64::from(i), 3.0)).collect();
+        let drawn = draw(&close, Some(ROOF), [900.0, 400.0], "wide", "t");
+        assert_eq!((drawn.matches(">gemv</text>").count(), drawn.matches("all of gemv").count()), (1, 5));
+    }
+}

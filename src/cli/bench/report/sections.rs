@@ -1,0 +1,304 @@
+//! The parts of the page, in their order.
+
+use super::super::record::Record;
+use super::bars::{self, Bar};
+use super::compare::{self, Pair};
+use super::heading;
+use super::lines::{self, Sweep};
+use super::ops::{colour, shape};
+use super::page::{Table, document, figure, section};
+use super::plans::{self, Row};
+use super::read::{Folder, Kernels};
+use super::roofline::{self, Point};
+use super::svg::{Shape, escape, number, tick};
+use super::trace::Trace;
+
+/// The whole page.
+pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
+    let mut body = format!(
+        "<header><p class=\"brand\">ocelli bench report</p><h1>{}</h1>\n{}</header>\n",
+        escape(&folder.name),
+        heading::machines(folder)
+    );
+    let cards = heading::headlines(&folder.records);
+    body += &section(
+        "Figures",
+        "Median of all samples, and below it the smallest and the largest median of a repeat.",
+        &cards,
+    );
+    body += &before.map_or_else(String::new, |before| comparison(folder, before));
+    body += &section(
+        "Where a token goes",
+        "The upper bar is the time of every op where launches are timed one by one, which keeps them from overlapping; \u{25be} is the \
+         same work as it runs without that. The lower bar is the least time at the ceilings of the card.",
+        &per_trace(folder, times),
+    );
+    let rooflines =
+        per_trace(folder, roofline_of_plans) + &folder.kernels.iter().map(roofline_of_cases).collect::<String>();
+    body += &section(
+        "Roofline",
+        "How fast an op computes, over how many operations it does with each byte. Nothing can be above the lines, which were measured \
+         in the same run.",
+        &rooflines,
+    );
+    body += &section("Under load", "", &lines::sweeps(&folder.records).iter().map(sweep).collect::<String>());
+    let details: String = folder.records.iter().map(|(file, record)| heading::details(file, record)).collect();
+    body += &section("Every figure", "", &details);
+    body += &section("Files", "", &files(folder, before));
+    document(&format!("ocelli bench report: {}", folder.name), &body)
+}
+
+/// What is said of each trace, under its name where there are several.
+fn per_trace(folder: &Folder, of: impl Fn(&Trace) -> String) -> String {
+    let part = |(file, trace): &(String, Trace)| {
+        let html = of(trace);
+        let about = &trace.about;
+        let name = format!("{}, {} on {}", about.model, about.dtype, about.gpu);
+        if html.is_empty() { html } else { format!("<h3>{}<span>{}</span></h3>\n{html}", escape(&name), escape(file)) }
+    };
+    folder.traces.iter().map(part).collect()
+}
+
+fn times(trace: &Trace) -> String {
+    let charts = [("A token", plans::tokens(trace)), ("A first token", plans::first_tokens(trace))];
+    let charts = charts.iter().filter(|(_, bars)| !bars.is_empty());
+    charts
+        .map(|(title, bars)| figure(title, "", |class, width| bars::draw(bars, width, class, title)) + &parts(bars))
+        .collect()
+}
+
+/// The parts of bars as a table.
+fn parts(bars: &[Bar]) -> String {
+    let mut table = Table::new(&["", "part"], &["ms", "share", "floor, ms", "% of ceiling"]);
+    for bar in bars {
+        for part in &bar.parts {
+            let floor = part.floor_ms;
+            table.row(vec![
+                bar.name.clone(),
+                part.what.clone(),
+                number(part.ms),
+                format!("{:.1} %", 100.0 * part.ms / bar.ms()),
+                floor.map_or_else(String::new, number),
+                floor.map_or_else(String::new, |floor| format!("{:.1}", 100.0 * floor / part.ms)),
+            ]);
+        }
+    }
+    folded("Table of the parts", &table)
+}
+
+/// A table that a reader opens.
+fn folded(summary: &str, table: &Table) -> String {
+    format!("<details><summary>{}</summary>{}</details>\n", escape(summary), table.html())
+}
+
+fn roofline_of_plans(trace: &Trace) -> String {
+    let rows = plans::rows(trace);
+    if rows.is_empty() {
+        return String::new();
+    }
+    let points: Vec<Point> = rows.iter().map(point).collect();
+    let mut table = Table::new(&["plan", "op"], &["launches", "ms", "flop/B", "GB/s", "TFLOP/s", "% of ceiling"]);
+    for Row { kind, total } in &rows {
+        table.row(vec![
+            kind.clone(),
+            total.op.clone(),
+            total.launches.to_string(),
+            number(total.us / 1e3),
+            number(total.intensity()),
+            number(total.gb_s()),
+            number(total.tflop_s()),
+            total.percent().map_or_else(String::new, |p| format!("{p:.1}")),
+        ]);
+    }
+    let title = "Ops in the plans of the model";
+    let kinds: Vec<&str> = ["decode", "prefill", "encode", "resize", "keep"]
+        .into_iter()
+        .filter(|k| rows.iter().any(|r| r.kind == *k))
+        .collect();
+    legend(&kinds)
+        + &figure(title, &missing(&points), |class, width| {
+            roofline::draw(&points, trace.roof(), size(width), class, title)
+        })
+        + &table.html()
+}
+
+fn point(Row { kind, total }: &Row) -> Point {
+    Point {
+        label: total.op.clone(),
+        class: colour(&total.op),
+        shape: shape(kind),
+        intensity: total.intensity(),
+        tflop_s: total.tflop_s(),
+        says: format!(
+            "{} in {kind} plans: {} launches, {} ms, {} flop/B, {} GB/s, {} TFLOP/s{}",
+            total.op,
+            total.launches,
+            number(total.us / 1e3),
+            number(total.intensity()),
+            number(total.gb_s()),
+            number(total.tflop_s()),
+            total.percent().map_or_else(String::new, |p| format!(", {p:.1} % of the ceiling")),
+        ),
+    }
+}
+
+/// A roofline's size for a width.
+fn size(width: f64) -> [f64; 2] {
+    [width, if width < 500.0 { 380.0 } else { 480.0 }]
+}
+
+/// What shape stands for which kind of plan.
+fn legend(kinds: &[&str]) -> String {
+    let mut shapes: Vec<(Shape, Vec<&str>)> = Vec::new();
+    for kind in kinds {
+        match shapes.iter_mut().find(|(known, _)| *known == shape(kind)) {
+            Some((_, kinds)) => kinds.push(kind),
+            None => shapes.push((shape(kind), vec![kind])),
+        }
+    }
+    let item = |(shape, kinds): &(Shape, Vec<&str>)| {
+        format!(
+            "<li><svg class=\"key\" viewBox=\"0 0 16 16\" aria-hidden=\"true\"><path class=\"mark c-ink\" d=\"{}\"/></svg>{}</li>",
+            shape.outline([8.0, 8.0]),
+            kinds.join(", ")
+        )
+    };
+    format!("<ul class=\"legend\">{}</ul>\n", shapes.iter().map(item).collect::<String>())
+}
+
+/// Which points have no place on the axes.
+fn missing(points: &[Point]) -> String {
+    let mut names: Vec<&str> = points.iter().filter(|p| p.tflop_s <= 0.0).map(|p| p.label.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("Only moves data, and is in the table alone: {}.", names.join(", "))
+}
+
+fn roofline_of_cases((file, kernels): &(String, Kernels)) -> String {
+    let roof = kernels.ceiling.as_ref().and_then(|ceiling| ceiling.roof());
+    let mut cases: Vec<_> = kernels.cases.iter().collect();
+    cases.sort_by(|a, b| b.us.total_cmp(&a.us));
+    let mut table = Table::new(
+        &["op", "case", "type"],
+        &["\u{b5}s", "flop/B", "GB/s", "TFLOP/s", "% of ceiling", "cuBLASLt, \u{b5}s"],
+    );
+    let mut points = Vec::new();
+    for case in cases {
+        let (gb_s, tflop_s, intensity) =
+            (case.bytes / case.us / 1e3, case.flops / case.us / 1e6, case.flops / case.bytes);
+        let percent = roof
+            .map_or_else(String::new, |roof| format!("{:.1}", 100.0 * roof.floor_us(case.bytes, case.flops) / case.us));
+        let says = format!(
+            "{} {}, {}: {} \u{b5}s, {} GB/s, {} TFLOP/s, {percent} % of the ceiling",
+            case.op,
+            case.shape,
+            case.dtype,
+            number(case.us),
+            number(gb_s),
+            number(tflop_s)
+        );
+        points.push(Point {
+            label: case.op.clone(),
+            class: colour(&case.op),
+            shape: Shape::Circle,
+            intensity,
+            tflop_s,
+            says,
+        });
+        let mut row = vec![case.op.clone(), case.shape.clone(), case.dtype.clone()];
+        row.extend([case.us, intensity, gb_s, tflop_s].map(number));
+        row.extend([percent, case.cublaslt_us.map_or_else(String::new, number)]);
+        table.row(row);
+    }
+    let title = "Kernels by themselves";
+    let of = kernels.ceiling.as_ref().map_or_else(String::new, |c| format!(", {} on {}", c.dtype, c.gpu));
+    format!("<h3>{title}{}<span>{}</span></h3>\n", escape(&of), escape(file))
+        + &figure(title, &missing(&points), |class, width| roofline::draw(&points, roof, size(width), class, title))
+        + &folded(&format!("Table of the {} cases", points.len()), &table)
+}
+
+fn sweep(sweep: &Sweep) -> String {
+    let panels = sweep.panels();
+    let drawn: String = panels
+        .iter()
+        .map(|panel| format!("<figure>{}</figure>\n", lines::draw(panel, [320.0, 250.0], "panel")))
+        .collect();
+    let mut table = Table::new(
+        &["requests at once"],
+        &[
+            "first token, median",
+            "p99, ms",
+            "time per token, median",
+            "p99, ms",
+            "requests a second",
+            "tokens of answers a second",
+        ],
+    );
+    for (n, record) in &sweep.records {
+        let of = |name: &str, value: fn(&super::super::record::Figure) -> f64| {
+            record.figures.get(name).map_or_else(String::new, |figure| number(value(figure)))
+        };
+        table.row(vec![
+            tick(*n as f64),
+            of("ttft_ms", |f| f.median),
+            of("ttft_ms", |f| f.p99),
+            of("tpot_ms", |f| f.median),
+            of("tpot_ms", |f| f.p99),
+            of("request_throughput", |f| f.median),
+            of("output_throughput", |f| f.median),
+        ]);
+    }
+    format!("<h3>{}</h3>\n<div class=\"panels\">{drawn}</div>\n{}", escape(&sweep.name), table.html())
+}
+
+fn comparison(folder: &Folder, before: &Folder) -> String {
+    let pairs = compare::pairs(&before.records, &folder.records);
+    let intro = format!(
+        "Now ({}) by before ({}). A bar reaches as far as the medians of the repeats allow. A figure differs if both runs have \
+         five repeats, no two of which overlap, and their medians are 1 % apart; everything else is the same within its spread.",
+        escape(&folder.name),
+        escape(&before.name)
+    );
+    if pairs.is_empty() {
+        return section(
+            "Comparison",
+            &intro,
+            "<p class=\"warning\">No record of one folder has the bench, model and input of one of the other.</p>\n",
+        );
+    }
+    let title = "Now by before";
+    let mut table = Table::new(&["", "of", "verdict"], &["before", "now", "ratio", "range"]);
+    for Pair { what, of, unit, before, now, ratio, range, verdict, .. } in &pairs {
+        table.row(vec![
+            what.clone(),
+            of.clone(),
+            verdict.words().to_owned(),
+            format!("{} {unit}", number(*before)),
+            format!("{} {unit}", number(*now)),
+            format!("{ratio:.3}"),
+            format!("{:.3} .. {:.3}", range[0], range[1]),
+        ]);
+    }
+    let chart = figure(title, "", |class, width| compare::draw(&pairs, width, class, title));
+    section("Comparison", &intro, &(chart + &folded("Table of the comparison", &table)))
+}
+
+fn files(folder: &Folder, before: Option<&Folder>) -> String {
+    let mut table = Table::new(&["file", "what it is"], &[]);
+    let both = [Some(folder), before].into_iter().flatten();
+    for folder in both {
+        let path = |name: &str| format!("{}/{name}", folder.name.trim_end_matches('/'));
+        let record = |(name, record): &(String, Record)| vec![path(name), format!("record: {}", heading::work(record))];
+        let trace = |(name, trace): &(String, Trace)| vec![path(name), format!("trace: {} plans", trace.runs.len())];
+        let kernels =
+            |(name, kernels): &(String, Kernels)| vec![path(name), format!("kernels: {} cases", kernels.cases.len())];
+        folder.records.iter().map(record).for_each(|row| table.row(row));
+        folder.traces.iter().map(trace).for_each(|row| table.row(row));
+        folder.kernels.iter().map(kernels).for_each(|row| table.row(row));
+        folder.skipped.iter().for_each(|(name, why)| table.row(vec![path(name), format!("not read: {why}")]));
+    }
+    table.html()
+}
