@@ -1,9 +1,10 @@
 //! Stacked bars: where the time of a token goes, with the least that it could take below.
 
-use super::svg::{Anchor, Scale, Svg, number, steps, tick, width_of};
+use super::svg::{Anchor, Scale, Svg, cut, number, steps, tick, width_of};
 
 const LETTERS: f64 = 12.0;
 const LEFT: f64 = 2.0;
+const RIGHT: f64 = 16.0;
 
 /// A part of a bar. Times are in milliseconds.
 pub(super) struct Part {
@@ -34,32 +35,36 @@ impl Bar {
     }
 }
 
-/// Room of a bar with its heading, and of its parts: baseline of the heading, top and height of the two bars.
-const ROW: f64 = 86.0;
-const HEADING: f64 = 14.0;
-const TIMED: [f64; 2] = [24.0, 30.0];
-const FLOOR: [f64; 2] = [58.0, 12.0];
+/// The two bars of a row below its heading: top and height.
+const TIMED: [f64; 2] = [10.0, 30.0];
+const FLOOR: [f64; 2] = [44.0, 12.0];
+/// From a heading's end to the next heading.
+const BELOW: f64 = 72.0;
 
 /// Draw bars one below the other on one axis, which begins at zero.
 pub(super) fn draw(bars: &[Bar], width: f64, class: &str, title: &str) -> String {
-    let bottom = ROW * bars.len() as f64;
-    let mut svg = Svg::new(width, bottom + 40.0);
+    // Where name and figures do not fit on one line, they have two.
+    let heading = if width < 500.0 { 32.0 } else { 14.0 };
+    let row = heading + BELOW;
+    let bottom = row * bars.len() as f64;
+    let mut svg = Svg::new(width, bottom + 30.0);
     let longest = bars.iter().map(|bar| bar.ms().max(bar.whole_ms.unwrap_or(0.0))).fold(0.0, f64::max);
     let ticks = steps(longest, if width < 500.0 { 4 } else { 8 });
-    let x = Scale::linear([0.0, ticks[ticks.len() - 1]], [LEFT, width - 16.0]);
-    for value in &ticks {
-        // Lines do not cross headings: each bar has a piece.
-        for row in 0..bars.len() {
-            let top = ROW * row as f64;
+    let x = Scale::linear([0.0, ticks[ticks.len() - 1]], [LEFT, width - RIGHT]);
+    for (i, bar) in bars.iter().enumerate() {
+        let top = row * i as f64 + heading;
+        // Lines do not cross headings: each bar has a piece of them.
+        for value in &ticks {
             svg.line("grid", [x.at(*value), top + TIMED[0] - 4.0], [x.at(*value), top + FLOOR[0] + FLOOR[1] + 4.0]);
         }
+        draw_heading(&mut svg, bar, top, width);
+        draw_bar(&mut svg, bar, x, top);
+    }
+    for value in &ticks {
         let anchor = if *value == 0.0 { Anchor::Start } else { Anchor::Middle };
-        svg.text("tick", [x.at(*value), bottom + 12.0], anchor, &tick(*value));
+        svg.text("tick", [x.at(*value), bottom + 4.0], anchor, &tick(*value));
     }
-    svg.text("name", [width - 16.0, bottom + 32.0], Anchor::End, "milliseconds");
-    for (row, bar) in bars.iter().enumerate() {
-        draw_bar(&mut svg, bar, x, ROW * row as f64, width);
-    }
+    svg.text("name", [width - RIGHT, bottom + 22.0], Anchor::End, "milliseconds");
     let said: Vec<_> = bars.iter().map(words).collect();
     svg.finish(class, title, &said.join(" "))
 }
@@ -76,47 +81,55 @@ fn words(bar: &Bar) -> String {
     text + "."
 }
 
-fn draw_bar(svg: &mut Svg, bar: &Bar, x: Scale, top: f64, width: f64) {
-    svg.text("row", [LEFT, top + HEADING], Anchor::Start, &bar.name);
+/// Name and figures above a bar that begins at `top`.
+fn draw_heading(svg: &mut Svg, bar: &Bar, top: f64, width: f64) {
     let mut said = vec![format!("{} ms", number(bar.ms()))];
     said.extend(bar.whole_ms.map(|ms| format!("\u{25be} {} as it runs", number(ms))));
     said.extend(bar.floor_ms().map(|ms| format!("floor {}", number(ms))));
     let said = said.join(", ");
-    // What does not fit beside the name is in the table.
-    if width_of(&bar.name, LETTERS + 1.0) + width_of(&said, LETTERS) < width - 24.0 {
-        svg.text("tick", [width - 16.0, top + HEADING], Anchor::End, &said);
+    if width < 500.0 {
+        svg.text("row", [LEFT, top - 18.0], Anchor::Start, &cut(&bar.name, width, LETTERS + 1.0));
+        svg.text("tick", [LEFT, top], Anchor::Start, &said);
+    } else {
+        let room = width - RIGHT - width_of(&said, LETTERS) - 10.0;
+        svg.text("row", [LEFT, top], Anchor::Start, &cut(&bar.name, room, LETTERS + 1.0));
+        svg.text("tick", [width - RIGHT, top], Anchor::End, &said);
     }
+}
+
+fn draw_bar(svg: &mut Svg, bar: &Bar, x: Scale, top: f64) {
+    let whole = bar.whole_ms.map(|ms| x.at(ms));
     let (mut at, mut least) = (0.0, 0.0);
     for part in &bar.parts {
         let says = format!("{}: {} ms, {:.1} %", part.what, number(part.ms), 100.0 * part.ms / bar.ms());
-        piece(svg, part, x, [at, part.ms], [top + TIMED[0], TIMED[1]], &says);
+        let ends = [x.at(at), x.at(at + part.ms)];
+        svg.rect(part.class, [ends[0], top + TIMED[0]], [gap(ends[1] - ends[0]), TIMED[1]], &says);
+        if let Some(middle) = room(&part.what, ends, whole) {
+            svg.text("inside", [middle, top + TIMED[0] + TIMED[1] / 2.0 + 4.0], Anchor::Middle, &part.what);
+        }
         at += part.ms;
         if let Some(floor) = part.floor_ms {
             let says = format!("{}: at least {} ms", part.what, number(floor));
-            let class = format!("{} floor", part.class);
             let [start, end] = [x.at(least), x.at(least + floor)];
-            svg.rect(&class, [start, top + FLOOR[0]], [gap(end - start), FLOOR[1]], &says);
+            svg.rect(&format!("{} floor", part.class), [start, top + FLOOR[0]], [gap(end - start), FLOOR[1]], &says);
             least += floor;
         }
     }
-    if let Some(ms) = bar.whole_ms {
-        let place = x.at(ms);
+    if let Some(place) = whole {
         let (above, below) = (top + TIMED[0] - 1.0, top + TIMED[0] + TIMED[1] + 3.0);
-        svg.path(
-            "tip",
-            &[[place - 4.5, above - 6.0], [place + 4.5, above - 6.0], [place, above], [place - 4.5, above - 6.0]],
-        );
+        svg.path("tip", &[[place - 4.5, above - 6.0], [place + 4.5, above - 6.0], [place, above]]);
         svg.line("whole", [place, above], [place, below]);
     }
 }
 
-/// A part of the timed bar, with its name in it if there is room.
-fn piece(svg: &mut Svg, part: &Part, x: Scale, [at, ms]: [f64; 2], [top, height]: [f64; 2], says: &str) {
-    let [start, end] = [x.at(at), x.at(at + ms)];
-    svg.rect(part.class, [start, top], [gap(end - start), height], says);
-    if end - start > width_of(&part.what, LETTERS) + 10.0 {
-        svg.text("inside", [(start + end) / 2.0, top + height / 2.0 + 4.0], Anchor::Middle, &part.what);
-    }
+/// The middle of the name of a part between `start` and `end`, if there is room beside what stands at `line`.
+fn room(name: &str, [start, end]: [f64; 2], line: Option<f64>) -> Option<f64> {
+    let sides = match line.filter(|line| (start..end).contains(line)) {
+        Some(line) => [[start, line], [line, end]],
+        None => [[start, end]; 2],
+    };
+    let [from, to] = if sides[0][1] - sides[0][0] >= sides[1][1] - sides[1][0] { sides[0] } else { sides[1] };
+    (to - from > width_of(name, LETTERS) + 8.0).then_some((from + to) / 2.0)
 }
 
 /// Parts are told apart by the ground between them, as far as they are wide enough to lose some.
@@ -134,23 +147,32 @@ mod tests {
 
     #[test]
     fn parts_follow_each_other_from_zero_on() {
-        let parts = vec![part("gemv", 3.0, Some(2.0)), part("host", 0.5, None), part("x", 0.5, Some(0.25))];
+        let parts = vec![part("gemv", 3.0, Some(2.0)), part("host", 0.5, None), part("x", 0.1, Some(0.25))];
         let bar = Bar { name: "decode of 1".into(), parts, whole_ms: Some(3.5) };
-        assert_eq!((bar.ms(), bar.floor_ms()), (4.0, Some(2.25)));
-        // The axis ends at 4 ms: 100 units a millisecond.
-        let drawn = draw(&[bar], 418.0, "wide", "t");
+        assert_eq!((bar.ms(), bar.floor_ms()), (3.6, Some(2.25)));
+        // The axis ends at 4 ms: 200 units a millisecond.
+        let drawn = draw(&[bar], 818.0, "wide", "t");
         for there in [
-            "x=\"2.00\" y=\"24.0\" width=\"299.00\" height=\"30.0\"><title>gemv: 3.00 ms, 75.0 %</title>",
-            "x=\"302.00\" y=\"24.0\" width=\"49.00\" height=\"30.0\"><title>host: 0.500 ms, 12.5 %</title>",
-            "class=\"c-gemv floor\" x=\"2.00\" y=\"58.0\" width=\"199.00\" height=\"12.0\"><title>gemv: at least 2.00 ms</title>",
-            "class=\"c-gemv floor\" x=\"202.00\"",
-            "class=\"whole\" d=\"M352.0 23.0L352.0 57.0\"",
-            "decode of 1: 4.00 ms launch by launch, 3.50 ms as it runs, at least 2.25 ms on the device.",
+            "x=\"2.00\" y=\"24.0\" width=\"599.00\" height=\"30.0\"><title>gemv: 3.00 ms, 83.3 %</title>",
+            "x=\"602.00\" y=\"24.0\" width=\"99.00\" height=\"30.0\"><title>host: 0.500 ms, 13.9 %</title>",
+            "class=\"c-gemv floor\" x=\"2.00\" y=\"58.0\" width=\"399.00\" height=\"12.0\"><title>gemv: at least 2.00 ms</title>",
+            "class=\"c-gemv floor\" x=\"402.00\"",
+            "class=\"whole\" d=\"M702.0 23.0L702.0 57.0\"",
+            "decode of 1: 3.60 ms launch by launch, 3.50 ms as it runs, at least 2.25 ms on the device.",
             ">gemv</text>",
         ] {
             assert!(drawn.contains(there), "{there} in {drawn}");
         }
         assert_eq!(drawn.matches("floor\"").count(), 2, "the host has no floor");
-        assert!(!drawn.contains(">x</text>") || width_of("x", LETTERS) < 40.0);
+        assert!(drawn.contains(">0</text>"), "the axis begins at zero");
+    }
+
+    #[test]
+    fn names_stand_where_nothing_crosses_them() {
+        assert_eq!(room("gemv", [0.0, 200.0], None), Some(100.0));
+        assert_eq!(room("gemv", [0.0, 200.0], Some(150.0)), Some(75.0));
+        assert_eq!(room("gemv", [0.0, 200.0], Some(50.0)), Some(125.0));
+        assert_eq!(room("gemv", [0.0, 60.0], Some(30.0)), None);
+        assert_eq!(room("gemv", [0.0, 20.0], None), None);
     }
 }

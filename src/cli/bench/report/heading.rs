@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::super::record::{Bench, Figure, Record};
+use super::super::table::number;
 use super::page::{Table, definitions};
 use super::read::Folder;
-use super::svg::{escape, number};
+use super::svg::escape;
 
 /// The figures of a bench that stand at the top, if it has them.
 const FIRST: [(Bench, [&str; 3]); 3] = [
@@ -16,34 +17,56 @@ const FIRST: [(Bench, [&str; 3]); 3] = [
 
 /// What a record measured, in a line.
 pub(super) fn work(record: &Record) -> String {
+    format!("{} {}: {}", record.bench.name(), record.model, asked(record))
+}
+
+/// What was asked, from what tells runs apart most to what does least.
+fn asked(record: &Record) -> String {
     let input = &record.input;
-    let mut text = format!("{} {}, {}", record.bench.name(), record.model, record.dtype);
-    match input.pictures.as_slice() {
-        [] => {}
-        [one] => text += &format!(", a picture of {one}"),
-        several => text += &format!(", {} pictures", several.len()),
-    }
-    if input.prompt_tokens > 0 {
-        text += &format!(", {} tokens in", input.prompt_tokens);
-    }
-    if input.output_tokens > 0 {
-        text += &format!(", {} out", input.output_tokens);
-    }
+    let mut said = Vec::new();
     match (input.concurrency, record.bench) {
-        (Some(n), _) => text += &format!(", {n} at once"),
-        (None, Bench::Throughput | Bench::Serve) => text += &format!(", {} at once", input.requests),
+        (Some(n), _) => said.push(format!("{n} at once")),
+        (None, Bench::Throughput | Bench::Serve) => said.push(format!("{} at once", input.requests)),
         _ => {}
     }
-    if let Some(rate) = input.request_rate {
-        text += &format!(", {} a second", number(rate));
+    said.extend(input.request_rate.map(|rate| format!("{rate} a second")));
+    match input.pictures.as_slice() {
+        [] => {}
+        [one] => said.push(format!("a picture of {one}")),
+        several => said.push(format!("{} pictures", several.len())),
     }
-    text
+    let tokens = [(input.prompt_tokens, "in"), (input.output_tokens, "out")];
+    said.extend(tokens.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{n} tokens {way}")));
+    said.push(record.dtype.clone());
+    said.join(", ")
+}
+
+/// What the page is about: the models and where they ran.
+pub(super) fn title(folder: &Folder) -> String {
+    let records = folder.records.iter().map(|(_, r)| (r.model.as_str(), r.gpu.as_str()));
+    let traces = folder.traces.iter().map(|(_, t)| (t.about.model.as_str(), t.about.gpu.as_str()));
+    let kernels = folder.kernels.iter().filter_map(|(_, k)| Some(("kernels", k.ceiling.as_ref()?.gpu.as_str())));
+    let (mut models, mut gpus) = (Vec::new(), Vec::new());
+    for (model, gpu) in records.chain(traces).chain(kernels) {
+        let known = |list: &[&str], name| list.contains(&name) || name.is_empty();
+        // Kernels are worth a word where nothing else is there.
+        if !known(&models, model) && (model != "kernels" || models.is_empty()) {
+            models.push(model);
+        }
+        if !known(&gpus, gpu) {
+            gpus.push(gpu);
+        }
+    }
+    match [models.join(", "), gpus.join(", ")] {
+        [models, gpus] if gpus.is_empty() => models,
+        [models, gpus] => format!("{models} on {gpus}"),
+    }
 }
 
 /// Everything that must be named beside a figure.
 pub(super) fn machines(folder: &Folder) -> String {
-    let (mut gpus, mut drivers, mut versions, mut models, mut dates) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut gpus, mut drivers, mut versions, mut dates) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut roofs = Vec::new();
     let mut add = |gpu: &str, driver: Option<&str>, version: &str, date: &str| {
         gpus.insert(gpu.to_owned());
@@ -53,13 +76,11 @@ pub(super) fn machines(folder: &Folder) -> String {
     };
     for (_, record) in &folder.records {
         add(&record.gpu, record.driver.as_deref(), &record.version, &record.date);
-        models.insert(record.model.clone());
         roofs.extend(record.ceilings.as_ref().map(|c| (c.read_gb_s, c.matrix_tflop_s)));
     }
     for (_, trace) in &folder.traces {
         let about = &trace.about;
         add(&about.gpu, about.driver.as_deref(), &about.version, &about.date);
-        models.insert(about.model.clone());
         roofs.extend(about.read_gb_s.zip(about.matrix_tflop_s));
     }
     for ceiling in folder.kernels.iter().filter_map(|(_, kernels)| kernels.ceiling.as_ref()) {
@@ -68,10 +89,8 @@ pub(super) fn machines(folder: &Folder) -> String {
     }
     let all = |set: &BTreeSet<String>| set.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join(", ");
     let mut said = vec![
-        ("GPU", all(&gpus)),
         ("Driver", all(&drivers)),
         ("Version", all(&versions)),
-        ("Models", all(&models)),
         ("Measured", period(&dates)),
         ("Reads", range(roofs.iter().map(|(read, _)| *read), "GB/s")),
         ("Multiplies", range(roofs.iter().map(|(_, matrix)| *matrix), "TFLOP/s")),
@@ -109,8 +128,10 @@ pub(super) fn headlines(records: &[(String, Record)]) -> String {
     let card = |(file, record): &(String, Record)| {
         let figures: String = first(record).into_iter().map(headline).collect();
         format!(
-            "<article class=\"card\"><h3>{}<span>{}</span></h3><dl>{figures}</dl></article>\n",
-            escape(&work(record)),
+            "<article class=\"card\"><h3>{} {}<span>{}</span><span>{}</span></h3><dl>{figures}</dl></article>\n",
+            record.bench.name(),
+            escape(&record.model),
+            escape(&asked(record)),
             escape(file)
         )
     };
@@ -187,8 +208,8 @@ mod tests {
     fn a_card_has_the_figures_everybody_asks_for() {
         let record = record(&[vec![10.0], vec![12.0], vec![11.0]]);
         let html = headlines(&[("a.json".into(), record.clone())]);
-        assert!(html.contains("<dt>first token</dt><dd><b>11.0</b> ms<small>10.0 .. 12.0</small>"), "{html}");
-        assert!(html.contains("latency llava-1.5-7b, bf16, 645 tokens in"));
+        assert!(html.contains("<dt>first token</dt><dd><b>11.00</b> ms<small>10.00 .. 12.00</small>"), "{html}");
+        assert!(html.contains("<h3>latency llava-1.5-7b<span>645 tokens in, bf16</span>"));
         let mut vision = record;
         vision.bench = Bench::Vision;
         let html = headlines(&[("a.json".into(), vision)]);
@@ -203,12 +224,13 @@ mod tests {
         let one = record(&[vec![10.0]]);
         let mut folder = Folder { records: vec![("a".into(), one.clone())], ..Folder::default() };
         let html = machines(&folder);
-        for part in ["NVIDIA H200", "580.159.04 (CUDA 13.0)", "2026-11-22T22:00:00Z", "400 GB/s", "781 TFLOP/s"] {
+        for part in ["580.159.04 (CUDA 13.0)", "2026-11-22T22:00:00Z", "400 GB/s", "781 TFLOP/s"] {
             assert!(html.contains(part), "{part}");
         }
         assert!(!html.contains("not all of one machine"));
         folder.records.push(("b".into(), Record { gpu: "host".into(), date: "2026-11-23T00:00:00Z".into(), ..one }));
         let html = machines(&folder);
         assert!(html.contains("not all of one machine") && html.contains("22T22:00:00Z .. 2026-11-23"), "{html}");
+        assert_eq!(title(&folder), "llava-1.5-7b on NVIDIA H200, host");
     }
 }

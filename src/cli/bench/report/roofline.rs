@@ -91,18 +91,14 @@ fn ceilings(svg: &mut Svg, frame: &Frame, roof: Roof, [low, high]: [f64; 2], lea
         [[frame.x.at(start), frame.y.at(tera(start))], [frame.x.at(ridge), matrix], [frame.x.at(high), matrix]];
     svg.path("roof", &[from, knee, to]);
     let (dx, dy) = (knee[0] - from[0], knee[1] - from[1]);
-    let (angle, length) = (dy.atan2(dx), dx.hypot(dy));
+    let angle = dy.atan2(dx);
     let middle = [from[0] + 0.45 * dx + 9.0 * angle.sin(), from[1] + 0.45 * dy - 9.0 * angle.cos()];
     svg.text_along("roof-name", middle, angle.to_degrees(), &format!("reads {} GB/s", number(roof.read / 1e9)));
     let name = format!("multiplies {} TFLOP/s", number(roof.matrix / 1e12));
     // Left of the knee there is always room for it, right of it not.
     let end = if to[0] - knee[0] > width_of(&name, LETTERS) { to[0] } else { knee[0] + 20.0 };
     svg.text("roof-name", [end, matrix - 8.0], Anchor::End, &name);
-    let along = |from: [f64; 2], [dx, dy]: [f64; 2], length: f64| {
-        let steps = (length / 5.0).ceil().max(1.0);
-        (0..=steps as usize).map(move |i| [from[0] + dx * i as f64 / steps, from[1] + dy * i as f64 / steps])
-    };
-    let line = along(from, [dx, dy], length).chain(along(knee, [to[0] - knee[0], 0.0], to[0] - knee[0]));
+    let line = along(from, knee).chain(along(knee, to));
     taken.extend(line.map(|place| Space::about(place, 1.0)));
     taken.push(Space { x: [end - width_of(&name, LETTERS), end], y: [matrix - 20.0, matrix] });
 }
@@ -127,32 +123,42 @@ impl Space {
 /// Put a label beside each mark where there is room for it, near the mark if possible, and else at the end of a thin line.
 fn labels(svg: &mut Svg, frame: &Frame, points: &[&Point], mut taken: Vec<Space>) {
     let mut named: Vec<(&str, [f64; 2])> = Vec::new();
+    let mut written = Vec::new();
     for point in points {
         let at = [frame.x.at(point.intensity), frame.y.at(point.tflop_s)];
         let near = |other: &[f64; 2]| (other[0] - at[0]).hypot(other[1] - at[1]) < SAME;
         if named.iter().any(|(name, other)| *name == point.label && near(other)) {
             continue;
         }
-        let Some((space, leader)) = place(frame, at, width_of(&point.label, LETTERS), &taken) else { continue };
-        if leader {
-            let [x, y] = [at[0].clamp(space.x[0], space.x[1]), at[1].clamp(space.y[0], space.y[1])];
-            svg.line("leader", at, [x, y]);
+        let Some(place) = place(frame, at, width_of(&point.label, LETTERS), &taken, &written) else { continue };
+        let Place { space, leader } = place;
+        if let Some(end) = leader {
+            svg.line("leader", at, end);
+            taken.extend(along(at, end).map(|step| Space::about(step, 2.0)));
         }
         svg.text("label", [space.x[0], space.y[1] - 3.5], Anchor::Start, &point.label);
         named.push((&point.label, at));
         taken.push(space);
+        written.push(space);
     }
 }
 
-/// The nearest free room for a label of this width, and whether it is so far away that a line must lead to it.
-fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space]) -> Option<(Space, bool)> {
+/// Where a label stands.
+#[derive(Clone, Copy)]
+struct Place {
+    space: Space,
+    /// Where the line from the mark ends, if the label is not right beside it.
+    leader: Option<[f64; 2]>,
+}
+
+/// The nearest free room for a label of this width, whose line crosses nothing that is `written`.
+fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space], written: &[Space]) -> Option<Place> {
     let height = LETTERS + 2.0;
     let free = |space: &Space| {
         let inside = space.x[0] >= frame.left && space.x[1] <= frame.right + 10.0 && space.y[0] >= frame.top - 8.0;
         inside && space.y[1] <= frame.bottom && !taken.iter().any(|other| space.meets(other))
     };
     [9.0, 16.0, 28.0, 44.0, 62.0].into_iter().find_map(|far| {
-        let near = far < 10.0;
         let aslant = far * 0.75;
         let corners = [
             [x + far, y - height / 2.0],
@@ -164,9 +170,21 @@ fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space]) -> Option
             [x - aslant - width, y + aslant - 2.0],
             [x - aslant - width, y - aslant - height + 2.0],
         ];
-        let spaces = corners.map(|[left, top]| Space { x: [left, left + width], y: [top, top + height] });
-        spaces.into_iter().find(free).map(|space| (space, !near))
+        corners.into_iter().find_map(|[left, top]| {
+            let space = Space { x: [left, left + width], y: [top, top + height] };
+            let end = [x.clamp(space.x[0], space.x[1]), y.clamp(space.y[0], space.y[1])];
+            let crosses = |step: [f64; 2]| written.iter().any(|other| Space::about(step, 1.0).meets(other));
+            let leader = (far > 10.0).then_some(end);
+            let clear = leader.is_none() || !along([x, y], end).any(crosses);
+            (free(&space) && clear).then_some(Place { space, leader })
+        })
     })
+}
+
+/// Points on a line, near enough to each other to stand for it.
+fn along([x, y]: [f64; 2], [to_x, to_y]: [f64; 2]) -> impl Iterator<Item = [f64; 2]> {
+    let steps = ((to_x - x).hypot(to_y - y) / 4.0).ceil().max(1.0);
+    (0..=steps as usize).map(move |i| [x + (to_x - x) * i as f64 / steps, y + (to_y - y) * i as f64 / steps])
 }
 
 #[cfg(test)]
@@ -223,7 +241,7 @@ mod tests {
         let mut taken: Vec<Space> = Vec::new();
         for p in &crowd {
             let at = [frame.x.at(p.intensity), frame.y.at(p.tflop_s)];
-            if let Some((space, _)) = place(&frame, at, width_of(&p.label, LETTERS), &taken) {
+            if let Some(Place { space, .. }) = place(&frame, at, width_of(&p.label, LETTERS), &taken, &taken) {
                 assert!(taken.iter().all(|other| !space.meets(other)));
                 taken.push(space);
             }

@@ -1,12 +1,13 @@
 //! The parts of the page, in their order.
 
 use super::super::record::Record;
+use super::super::table::number as digits;
 use super::bars::{self, Bar};
-use super::compare::{self, Pair};
+use super::compare::{self, Pair, Work};
 use super::heading;
 use super::lines::{self, Sweep};
 use super::ops::{colour, shape};
-use super::page::{Table, document, figure, section};
+use super::page::{Table, definitions, document, figure, section};
 use super::plans::{self, Row};
 use super::read::{Folder, Kernels};
 use super::roofline::{self, Point};
@@ -16,8 +17,9 @@ use super::trace::Trace;
 /// The whole page.
 pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
     let mut body = format!(
-        "<header><p class=\"brand\">ocelli bench report</p><h1>{}</h1>\n{}</header>\n",
+        "<header><p class=\"brand\">ocelli bench report of {}</p><h1>{}</h1>\n{}</header>\n",
         escape(&folder.name),
+        escape(&heading::title(folder)),
         heading::machines(folder)
     );
     let cards = heading::headlines(&folder.records);
@@ -65,6 +67,25 @@ fn times(trace: &Trace) -> String {
     charts
         .map(|(title, bars)| figure(title, "", |class, width| bars::draw(bars, width, class, title)) + &parts(bars))
         .collect()
+}
+
+/// Which colour stands for which parts.
+fn colours(bars: &[Bar]) -> String {
+    let mut colours: Vec<(&str, Vec<&str>)> = Vec::new();
+    for part in bars.iter().flat_map(|bar| &bar.parts) {
+        match colours.iter_mut().find(|(class, _)| *class == part.class) {
+            Some((_, names)) if names.contains(&part.what.as_str()) => {}
+            Some((_, names)) => names.push(&part.what),
+            None => colours.push((part.class, vec![&part.what])),
+        }
+    }
+    let item = |(class, names): &(&str, Vec<&str>)| {
+        let key = format!(
+            "<svg class=\"key\" viewBox=\"0 0 16 16\" aria-hidden=\"true\"><path class=\"{class}\" d=\"M2 2h12v12h-12z\"/></svg>"
+        );
+        format!("<li>{key}{}</li>", escape(&names.join(", ")))
+    };
+    format!("<ul class=\"legend\">{}</ul>\n", colours.iter().map(item).collect::<String>())
 }
 
 /// The parts of bars as a table.
@@ -255,50 +276,55 @@ fn sweep(sweep: &Sweep) -> String {
 }
 
 fn comparison(folder: &Folder, before: &Folder) -> String {
-    let pairs = compare::pairs(&before.records, &folder.records);
+    let works = compare::works(&before.records, &folder.records);
     let intro = format!(
-        "Now ({}) by before ({}). A bar reaches as far as the medians of the repeats allow. A figure differs if both runs have \
-         five repeats, no two of which overlap, and their medians are 1 % apart; everything else is the same within its spread.",
+        "{} beside the earlier {}. A gain of 1.1 is a time that was divided by 1.1, or a rate that was multiplied by it. Bars reach as \
+         far as the medians of the repeats allow. A figure differs if both runs have five repeats, no two of which overlap, and their \
+         medians are 1 % apart; everything else is the same within its spread.",
         escape(&folder.name),
         escape(&before.name)
     );
-    if pairs.is_empty() {
-        return section(
-            "Comparison",
-            &intro,
-            "<p class=\"warning\">No record of one folder has the bench, model and input of one of the other.</p>\n",
-        );
+    if works.is_empty() {
+        let none =
+            "<p class=\"warning\">No record of one folder has the bench, model and input of one of the other.</p>\n";
+        return section("Comparison", &intro, none);
     }
-    let title = "Now by before";
-    let mut table = Table::new(&["", "of", "verdict"], &["before", "now", "ratio", "range"]);
-    for Pair { what, of, unit, before, now, ratio, range, verdict, .. } in &pairs {
+    let mut table = Table::new(&["", "", "verdict"], &["before", "now", "gain", "range"]);
+    for (name, pair) in works.iter().flat_map(|Work { name, pairs }| pairs.iter().map(move |pair| (name, pair))) {
+        let Pair { what, unit, gain, range, verdict, .. } = pair;
         table.row(vec![
+            name.clone(),
             what.clone(),
-            of.clone(),
             verdict.words().to_owned(),
-            format!("{} {unit}", number(*before)),
-            format!("{} {unit}", number(*now)),
-            format!("{ratio:.3}"),
+            format!("{} {unit}", digits(pair.before)),
+            format!("{} {unit}", digits(pair.now)),
+            format!("{gain:.3}"),
             format!("{:.3} .. {:.3}", range[0], range[1]),
         ]);
     }
-    let chart = figure(title, "", |class, width| compare::draw(&pairs, width, class, title));
+    let title = "Gain";
+    let chart = figure(title, "", |class, width| compare::draw(&works, width, class, title));
     section("Comparison", &intro, &(chart + &folded("Table of the comparison", &table)))
 }
 
+/// What was read of the folders, and what was not.
 fn files(folder: &Folder, before: Option<&Folder>) -> String {
-    let mut table = Table::new(&["file", "what it is"], &[]);
-    let both = [Some(folder), before].into_iter().flatten();
-    for folder in both {
-        let path = |name: &str| format!("{}/{name}", folder.name.trim_end_matches('/'));
-        let record = |(name, record): &(String, Record)| vec![path(name), format!("record: {}", heading::work(record))];
-        let trace = |(name, trace): &(String, Trace)| vec![path(name), format!("trace: {} plans", trace.runs.len())];
-        let kernels =
-            |(name, kernels): &(String, Kernels)| vec![path(name), format!("kernels: {} cases", kernels.cases.len())];
-        folder.records.iter().map(record).for_each(|row| table.row(row));
-        folder.traces.iter().map(trace).for_each(|row| table.row(row));
-        folder.kernels.iter().map(kernels).for_each(|row| table.row(row));
-        folder.skipped.iter().for_each(|(name, why)| table.row(vec![path(name), format!("not read: {why}")]));
+    let folders = || [Some(folder), before].into_iter().flatten();
+    let read = folders().map(|folder| {
+        let mut names: Vec<&str> = folder.records.iter().map(|(name, _)| name.as_str()).collect();
+        names.extend(folder.traces.iter().map(|(name, _)| name.as_str()));
+        names.extend(folder.kernels.iter().map(|(name, _)| name.as_str()));
+        (folder.name.as_str(), names.join(", "))
+    });
+    let mut html = definitions("details", &read.collect::<Vec<_>>());
+    let mut table = Table::new(&["not read", "why"], &[]);
+    for (folder, (name, why)) in
+        folders().flat_map(|folder| folder.skipped.iter().map(move |skipped| (folder, skipped)))
+    {
+        table.row(vec![format!("{}/{name}", folder.name.trim_end_matches('/')), why.clone()]);
     }
-    table.html()
+    if folders().any(|folder| !folder.skipped.is_empty()) {
+        html += &table.html();
+    }
+    html
 }

@@ -101,6 +101,15 @@ pub(super) fn width_of(text: &str, size: f64) -> f64 {
     0.58 * size * text.chars().count() as f64
 }
 
+/// A text as far as it fits.
+pub(super) fn cut(text: &str, width: f64, size: f64) -> String {
+    let room = (width / width_of("n", size)).max(1.0) as usize;
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    text.chars().take(room - 1).chain(['\u{2026}']).collect()
+}
+
 /// Where a text begins, lies or ends at its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Anchor {
@@ -255,6 +264,10 @@ mod tests {
         assert_eq!([0.0, 1.0, 4.0].map(|v| linear.at(v)), [100.0, 200.0, 500.0]);
         let log = Scale::log([0.1, 1000.0], [400.0, 0.0]);
         assert!((log.at(1.0) - 300.0).abs() < 1e-9 && (log.at(1000.0)).abs() < 1e-9);
+        assert_eq!(
+            (cut("a long name", 40.0, 12.0).as_str(), cut("short", 40.0, 12.0).as_str()),
+            ("a lo\u{2026}", "short")
+        );
         assert_eq!(Scale::linear([1.0, 1.0], [0.0, 10.0]).at(1.0), 5.0, "a single value stands in the middle");
     }
 }
