@@ -96,7 +96,10 @@ pub(super) fn draw(works: &[Work], width: f64, class: &str, title: &str) -> Stri
     let pairs = || works.iter().flat_map(|work| &work.pairs);
     let bottom = 26.0 + HEADING * works.len() as f64 + row * pairs().count() as f64;
     let mut svg = Svg::new(width, bottom + 34.0);
-    let farthest = pairs().flat_map(|p| [p.range[0].recip(), p.range[1], p.gain, p.gain.recip()]).fold(1.0, f64::max);
+    // Figures that scatter widely say little: their bars may go past the axis, so that the others can be read.
+    let judged = |p: &&Pair| matches!(p.verdict, Verdict::Faster | Verdict::Slower);
+    let certain = pairs().filter(judged).flat_map(|p| [p.range[0].recip(), p.range[1]]);
+    let farthest = pairs().flat_map(|p| [p.gain, p.gain.recip()]).chain(certain).fold(1.0, f64::max);
     let (most, ticks) = ratios(farthest);
     let x = Scale::log([most.recip(), most], [left, right]);
     for value in &ticks {
@@ -116,7 +119,7 @@ pub(super) fn draw(works: &[Work], width: f64, class: &str, title: &str) -> Stri
         }
         for pair in pairs {
             let middle = top + if narrow { 26.0 } else { 8.0 };
-            interval(&mut svg, pair, x, middle);
+            interval(&mut svg, pair, x, [left, right], middle);
             let verdict = format!("{:.3}  {}", pair.gain, pair.verdict.words());
             let label = if narrow { top + 10.0 } else { middle + 4.0 };
             svg.text("tick", [0.0, label], Anchor::Start, &cut(&pair.what, 220.0, 12.0));
@@ -134,9 +137,16 @@ pub(super) fn draw(works: &[Work], width: f64, class: &str, title: &str) -> Stri
     svg.finish(class, title, &format!("Of {} figures {slower} are slower and {faster} faster.", pairs().count()))
 }
 
-fn interval(svg: &mut Svg, pair: &Pair, x: Scale, middle: f64) {
-    let [from, to] = pair.range.map(|r| x.at(r));
+/// A bar over the range and a line at the gain. A bar that goes past an end of the axis has a tip there.
+fn interval(svg: &mut Svg, pair: &Pair, x: Scale, [left, right]: [f64; 2], middle: f64) {
     let class = pair.class();
+    let [from, to] = pair.range.map(|r| x.at(r).clamp(left, right));
+    for (end, past, tip) in [(left, x.at(pair.range[0]) < left, -7.0), (right, x.at(pair.range[1]) > right, 7.0)] {
+        if past {
+            let outline = [[end, middle - 4.0], [end + tip, middle], [end, middle + 4.0]];
+            svg.path(&format!("interval {class}"), &outline);
+        }
+    }
     svg.rect(&format!("interval {class}"), [from, middle - 4.0], [(to - from).max(1.5), 8.0], &pair.words());
     svg.line(&format!("middle {class}"), [x.at(pair.gain), middle - 7.0], [x.at(pair.gain), middle + 7.0]);
 }

@@ -123,19 +123,14 @@ fn range(values: impl Iterator<Item = f64>, unit: &str) -> String {
     }
 }
 
-/// A card for each record: what it was, and its first figures.
-pub(super) fn headlines(records: &[(String, Record)]) -> String {
-    let card = |(file, record): &(String, Record)| {
-        let figures: String = first(record).into_iter().map(headline).collect();
-        format!(
-            "<article class=\"card\"><h3>{} {}<span>{}</span><span>{}</span></h3><dl>{figures}</dl></article>\n",
-            record.bench.name(),
-            escape(&record.model),
-            escape(&asked(record)),
-            escape(file)
-        )
-    };
-    records.iter().map(card).collect()
+/// A card of a record: what it was, and its first figures.
+pub(super) fn headlines((file, record): &(String, Record)) -> String {
+    let figures: String = first(record).into_iter().map(headline).collect();
+    let (bench, model) = (record.bench.name(), escape(&record.model));
+    let (asked, file) = (escape(&asked(record)), escape(file));
+    format!(
+        "<article class=\"card\"><h3>{bench} {model}<span>{asked}</span><span>{file}</span></h3><dl>{figures}</dl></article>\n"
+    )
 }
 
 /// The figures that stand at the top: those that are known for the bench, or its first ones that are judged.
@@ -207,12 +202,12 @@ mod tests {
     #[test]
     fn a_card_has_the_figures_everybody_asks_for() {
         let record = record(&[vec![10.0], vec![12.0], vec![11.0]]);
-        let html = headlines(&[("a.json".into(), record.clone())]);
+        let html = headlines(&("a.json".into(), record.clone()));
         assert!(html.contains("<dt>first token</dt><dd><b>11.00</b> ms<small>10.00 .. 12.00</small>"), "{html}");
         assert!(html.contains("<h3>latency llava-1.5-7b<span>645 tokens in, bf16</span>"));
         let mut vision = record;
         vision.bench = Bench::Vision;
-        let html = headlines(&[("a.json".into(), vision)]);
+        let html = headlines(&("a.json".into(), vision));
         assert!(
             html.contains("first token") && html.contains("3 % of the ceiling") && !html.contains("waiting"),
             "{html}"
@@ -224,7 +219,7 @@ mod tests {
         let one = record(&[vec![10.0]]);
         let mut folder = Folder { records: vec![("a".into(), one.clone())], ..Folder::default() };
         let html = machines(&folder);
-        for part in ["580.159.04 (CUDA 13.0)", "2026-11-22T22:00:00Z", "400 GB/s", "781 TFLOP/s"] {
+        for part in ["580.159.04 (CUDA 13.0)", "2026-11-22T22:00:00Z", "400.0 GB/s", "781.0 TFLOP/s"] {
             assert!(html.contains(part), "{part}");
         }
         assert!(!html.contains("not all of one machine"));

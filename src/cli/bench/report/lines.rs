@@ -1,6 +1,6 @@
 //! Lines over the number of requests that are under way at once.
 
-use super::super::record::Record;
+use super::super::record::{Bench, Figure, Record};
 use super::svg::{Anchor, Scale, Svg, decades, number, steps, tick};
 
 /// From this ratio of the largest to the smallest value on, a linear axis would show the large ones alone.
@@ -37,8 +37,7 @@ pub(super) fn concurrency(record: &Record) -> u64 {
 /// Group the records of servers and of many requests that were measured at several numbers of requests at once.
 pub(super) fn sweeps(records: &[(String, Record)]) -> Vec<Sweep> {
     let mut sweeps: Vec<Sweep> = Vec::new();
-    let loaded = |r: &&Record| matches!(r.bench.name(), "serve" | "throughput") && r.input.request_rate.is_none();
-    for record in records.iter().map(|(_, record)| record).filter(loaded) {
+    for record in records.iter().map(|(_, record)| record).filter(|record| loaded(record)) {
         let name = name(record);
         match sweeps.iter_mut().find(|sweep| sweep.name == name) {
             Some(sweep) => sweep.records.push((concurrency(record), record.clone())),
@@ -54,6 +53,11 @@ pub(super) fn sweeps(records: &[(String, Record)]) -> Vec<Sweep> {
     sweeps
 }
 
+/// Whether as many requests as were asked for are under way all the time.
+fn loaded(record: &Record) -> bool {
+    matches!(record.bench, Bench::Serve | Bench::Throughput) && record.input.request_rate.is_none()
+}
+
 /// What stays the same along a line. Prompts of a server's bench differ by some tokens from run to run.
 fn name(record: &Record) -> String {
     let pictures = match record.input.pictures.as_slice() {
@@ -67,9 +71,14 @@ fn name(record: &Record) -> String {
 }
 
 impl Sweep {
+    /// Whether a record belongs to it, if only as an earlier run.
+    pub fn holds(&self, record: &Record) -> bool {
+        loaded(record) && self.name == name(record)
+    }
+
     /// Latency twice, and the rate.
     pub fn panels(&self) -> Vec<Panel> {
-        let line = |name, class, figure: &str, of: fn(&super::super::record::Figure) -> f64| Line {
+        let line = |name, class, figure: &str, of: fn(&Figure) -> f64| Line {
             name,
             class,
             points: self.records.iter().filter_map(|(n, r)| Some([*n as f64, of(r.figures.get(figure)?)])).collect(),
@@ -150,7 +159,6 @@ fn words(line: &Line, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::super::record::tests::record;
-    use super::super::super::record::{Bench, Figure};
     use super::*;
 
     fn served(concurrency: Option<u64>, ttft: f64, date: &str) -> (String, Record) {
@@ -173,6 +181,7 @@ mod tests {
         assert_eq!(sweeps.len(), 1);
         let seen: Vec<_> = sweeps[0].records.iter().map(|(n, r)| (*n, r.date.as_str())).collect();
         assert_eq!(seen, [(16, "2"), (256, "3")], "sorted, and the later of two");
+        assert_eq!(records.iter().map(|(_, r)| sweeps[0].holds(r)).collect::<Vec<_>>(), [true, true, true, false]);
         let panels = sweeps[0].panels();
         assert_eq!(panels.iter().map(|p| p.title).collect::<Vec<_>>(), ["First token", "Requests a second"]);
         assert_eq!(panels[0].lines[0].points, [[16.0, 220.0], [256.0, 600.0]]);

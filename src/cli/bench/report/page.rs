@@ -48,11 +48,10 @@ pub(super) fn definitions(class: &str, said: &[(&str, String)]) -> String {
     format!("<dl class=\"{class}\">{}</dl>\n", said.iter().map(one).collect::<String>())
 }
 
-/// A drawing in both widths, with words above and below it.
-pub(super) fn figure(caption: &str, note: &str, draw: impl Fn(&str, f64) -> String) -> String {
+/// A drawing in both widths, with a title above it and some HTML below.
+pub(super) fn figure(caption: &str, below: &str, draw: impl Fn(&str, f64) -> String) -> String {
     let drawings: String = WIDTHS.iter().map(|(class, width)| draw(class, *width)).collect();
-    let note = if note.is_empty() { String::new() } else { format!("<p class=\"note\">{}</p>", escape(note)) };
-    format!("<figure><figcaption>{}</figcaption>\n{drawings}{note}</figure>\n", escape(caption))
+    format!("<figure><figcaption>{}</figcaption>\n{drawings}{below}</figure>\n", escape(caption))
 }
 
 /// A part of the page, if there is anything in it.

@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn labels_do_not_meet() {
-        let crowd: Vec<_> = (0..12).map(|i| point(&format!("op number {i}"), 1.0 + 0.01 * f64::from(i), 3.0)).collect();
+        let crowd: Vec<_> = (0..12).map(|i| point(&format!("op number {i}"), 1.3f64.powi(i), 3.0)).collect();
         let frame = Frame {
             x: Scale::log([0.1, 1000.0], [46.0, 900.0]),
             y: Scale::log([0.1, 1000.0], [380.0, 30.0]),

@@ -1,6 +1,5 @@
 //! The parts of the page, in their order.
 
-use super::super::record::Record;
 use super::super::table::number as digits;
 use super::bars::{self, Bar};
 use super::compare::{self, Pair, Work};
@@ -22,11 +21,18 @@ pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
         escape(&heading::title(folder)),
         heading::machines(folder)
     );
-    let cards = heading::headlines(&folder.records);
+    let sweeps = lines::sweeps(&folder.records);
+    let alone = |(_, record): &&(String, _)| !sweeps.iter().any(|sweep| sweep.holds(record));
+    let cards = folder.records.iter().filter(alone).map(heading::headlines).collect::<String>();
     body += &section(
         "Figures",
         "Median of all samples, and below it the smallest and the largest median of a repeat.",
         &cards,
+    );
+    body += &section(
+        "Under load",
+        "Over the number of requests that are under way at once, on a logarithmic axis.",
+        &sweeps.iter().map(sweep).collect::<String>(),
     );
     body += &before.map_or_else(String::new, |before| comparison(folder, before));
     body += &section(
@@ -43,7 +49,6 @@ pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
          in the same run.",
         &rooflines,
     );
-    body += &section("Under load", "", &lines::sweeps(&folder.records).iter().map(sweep).collect::<String>());
     let details: String = folder.records.iter().map(|(file, record)| heading::details(file, record)).collect();
     body += &section("Every figure", "", &details);
     body += &section("Files", "", &files(folder, before));
@@ -65,7 +70,9 @@ fn times(trace: &Trace) -> String {
     let charts = [("A token", plans::tokens(trace)), ("A first token", plans::first_tokens(trace))];
     let charts = charts.iter().filter(|(_, bars)| !bars.is_empty());
     charts
-        .map(|(title, bars)| figure(title, "", |class, width| bars::draw(bars, width, class, title)) + &parts(bars))
+        .map(|(title, bars)| {
+            figure(title, &colours(bars), |class, width| bars::draw(bars, width, class, title)) + &parts(bars)
+        })
         .collect()
 }
 
@@ -195,7 +202,7 @@ fn missing(points: &[Point]) -> String {
     if names.is_empty() {
         return String::new();
     }
-    format!("Only moves data, and is in the table alone: {}.", names.join(", "))
+    format!("<p class=\"note\">Only moves data, and is in the table alone: {}.</p>\n", escape(&names.join(", ")))
 }
 
 fn roofline_of_cases((file, kernels): &(String, Kernels)) -> String {
@@ -278,7 +285,7 @@ fn sweep(sweep: &Sweep) -> String {
 fn comparison(folder: &Folder, before: &Folder) -> String {
     let works = compare::works(&before.records, &folder.records);
     let intro = format!(
-        "{} beside the earlier {}. A gain of 1.1 is a time that was divided by 1.1, or a rate that was multiplied by it. Bars reach as \
+        "<b>{}</b> beside the earlier <b>{}</b>. A gain of 1.1 is a time that was divided by 1.1, or a rate that was multiplied by it. Bars reach as \
          far as the medians of the repeats allow. A figure differs if both runs have five repeats, no two of which overlap, and their \
          medians are 1 % apart; everything else is the same within its spread.",
         escape(&folder.name),
