@@ -54,3 +54,32 @@ pub(super) fn run(args: &ReportArgs) -> Result<()> {
     }
     Ok(writeln!(io::stdout(), "{}", file.display())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn report(folder: &Path, output: Option<PathBuf>) -> Result<()> {
+        run(&ReportArgs { folder: folder.to_owned(), compare: None, output })
+    }
+
+    #[test]
+    fn the_page_is_written_into_the_folder_or_where_it_is_wanted() {
+        let here = tempfile::tempdir().unwrap();
+        fs::copy("tests/report/run/trace.json", here.path().join("trace.json")).unwrap();
+        report(here.path(), None).unwrap();
+        let page = fs::read_to_string(here.path().join("report.html")).unwrap();
+        assert!(page.starts_with("<!doctype html>") && page.contains("llava-1.5-7b on NVIDIA H200"));
+        let wanted = here.path().join("page.html");
+        report(here.path(), Some(wanted.clone())).unwrap();
+        assert_eq!(
+            fs::read_to_string(wanted).unwrap(),
+            page,
+            "a page is not read as a run, and says nothing of itself"
+        );
+        let nowhere = here.path().join("no/page.html");
+        assert!(format!("{:#}", report(here.path(), Some(nowhere)).unwrap_err()).contains("(--output)"));
+    }
+}

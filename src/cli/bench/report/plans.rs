@@ -6,6 +6,8 @@ use super::trace::{Launch, Roof, Run, Span, Trace};
 
 /// Bars of one chart: with more, none is read.
 const MOST: usize = 4;
+/// What the names of parts begin with that are no ops.
+pub(super) const HOST: &str = "host: ";
 
 impl Trace {
     /// The ceilings of the run, if they were measured.
@@ -120,12 +122,12 @@ fn prepared(spans: &[Span], before: f64, start: f64) -> Vec<(String, f64)> {
     let pictures = spans.iter().filter(within).filter(|s| s.name != "prepare");
     let mut host: Vec<(String, Vec<f64>)> = Vec::new();
     for span in pictures {
-        push(&mut host, format!("host: {}", span.name), span.us);
+        push(&mut host, format!("{HOST}{}", span.name), span.us);
     }
     let mut host: Vec<_> = host.into_iter().map(|(name, times)| (name, times.iter().sum())).collect();
     let rest = prepare.us - host.iter().map(|(_, us)| us).sum::<f64>();
-    host.push(("host: prompt".into(), rest.max(0.0)));
-    host.push(("host: enqueue".into(), start - prepare.end()));
+    host.push((format!("{HOST}prompt"), rest.max(0.0)));
+    host.push((format!("{HOST}enqueue"), start - prepare.end()));
     host
 }
 

@@ -7,7 +7,7 @@ use super::heading;
 use super::lines::{self, Sweep};
 use super::ops::{colour, shape};
 use super::page::{Table, definitions, document, figure, section};
-use super::plans::{self, Row};
+use super::plans::{self, HOST, Row};
 use super::read::{Folder, Kernels};
 use super::roofline::{self, Point};
 use super::svg::{Shape, escape, number, tick};
@@ -38,7 +38,7 @@ pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
     body += &section(
         "Where a token goes",
         "The upper bar is the time of every op where launches are timed one by one, which keeps them from overlapping; \u{25be} is the \
-         same work as it runs without that. The lower bar is the least time at the ceilings of the card.",
+         same work as it runs without that. The lower bar is the least time at the ceilings of the card; the host has none.",
         &per_trace(folder, times),
     );
     let rooflines =
@@ -90,7 +90,9 @@ fn colours(bars: &[Bar]) -> String {
         let key = format!(
             "<svg class=\"key\" viewBox=\"0 0 16 16\" aria-hidden=\"true\"><path class=\"{class}\" d=\"M2 2h12v12h-12z\"/></svg>"
         );
-        format!("<li>{key}{}</li>", escape(&names.join(", ")))
+        // `host: decode, prompt`, not the word before each.
+        let names = names.iter().enumerate().map(|(i, name)| if i > 0 { name.trim_start_matches(HOST) } else { name });
+        format!("<li>{key}{}</li>", escape(&names.collect::<Vec<_>>().join(", ")))
     };
     format!("<ul class=\"legend\">{}</ul>\n", colours.iter().map(item).collect::<String>())
 }
@@ -334,4 +336,74 @@ fn files(folder: &Folder, before: Option<&Folder>) -> String {
         html += &table.html();
     }
     html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::record::tests::record;
+    use super::super::trace::tests::example;
+    use super::*;
+
+    /// A folder with a record, a trace and a kernel, all of whose texts are `planted`.
+    fn folder(planted: &str) -> Folder {
+        let mut record = record(&vec![vec![10.0]; 5]);
+        record.figures.0.iter_mut().for_each(|(_, f)| (f.what, f.unit) = (planted.to_owned(), planted.to_owned()));
+        for text in [&mut record.model, &mut record.gpu, &mut record.command, &mut record.dtype, &mut record.date] {
+            *text = planted.to_owned();
+        }
+        record.input.pictures = vec![planted.to_owned()];
+        let mut trace = example();
+        trace.about.model = planted.to_owned();
+        trace.spans.iter_mut().filter(|s| s.name != "prepare").for_each(|s| s.name = planted.to_owned());
+        for run in &mut trace.runs {
+            run.name = planted.to_owned();
+            run.launches.iter_mut().for_each(|launch| launch.op = planted.to_owned());
+        }
+        let case = serde_json::json!({
+            "op": planted, "shape": planted, "dtype": planted, "us": 1, "bytes": 8, "flops": 8
+        });
+        Folder {
+            name: planted.to_owned(),
+            records: vec![(planted.to_owned(), record)],
+            traces: vec![(planted.to_owned(), trace)],
+            kernels: vec![(
+                planted.to_owned(),
+                Kernels { ceiling: None, cases: vec![serde_json::from_value(case).unwrap()] },
+            )],
+            skipped: vec![(planted.to_owned(), planted.to_owned())],
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_file_says_becomes_markup() {
+        let planted = "</title></style>\"'><script>alert(1)</script>";
+        let html = page(&folder(planted), Some(&folder(planted)));
+        assert!(!html.contains("<script") && html.matches("&lt;script&gt;").count() > 40);
+        assert_eq!(html.matches("</title></style>").count(), 0);
+        assert_eq!(html.matches("</style>").count(), 1);
+    }
+
+    #[test]
+    fn a_page_has_a_section_for_everything_that_is_there_and_asks_for_nothing() {
+        let html = page(&folder("x"), Some(&folder("x")));
+        for title in ["Figures", "Comparison", "Where a token goes", "Roofline", "Every figure", "Files"] {
+            assert!(html.contains(&format!("<h2>{title}</h2>")), "{title}");
+        }
+        assert!(!html.contains("<h2>Under load</h2>"), "one number of requests at once is no line");
+        for outside in ["http:", "https:", "src=", "url(", "@import", "<script", "<link"] {
+            assert!(!html.contains(outside), "{outside}");
+        }
+        let open = |tag: &str| html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();
+        for tag in ["section", "figure", "svg", "table", "details", "dl", "article", "title", "text", "div", "li", "ul"]
+        {
+            assert_eq!(open(tag), html.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+    }
+
+    #[test]
+    fn folders_without_common_work_are_said_to_have_none() {
+        let mut other = folder("x");
+        other.records[0].1.input.prompt_tokens += 1;
+        assert!(page(&folder("x"), Some(&other)).contains("No record of one folder has the bench, model and input"));
+    }
 }
