@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn figures_of_the_same_work_are_paired_and_the_worst_comes_first() {
-        let (before, now) = (run(&[10.0, 10.0, 10.1, 10.2, 10.0]), run(&[12.0, 12.0, 12.2, 12.1, 12.0]));
-        let works = works(&[before.clone()], &[now.clone()]);
+        let (mut before, now) = ([run(&[10.0, 10.0, 10.1, 10.2, 10.0])], [run(&[12.0, 12.0, 12.2, 12.1, 12.0])]);
+        let works = works(&before, &now);
         assert_eq!(works.len(), 1);
         // A time and a rate have the same samples here: one is worse and one better. What is not judged is not shown.
         let pairs = &works[0].pairs;
@@ -193,12 +193,11 @@ mod tests {
         );
         assert_eq!((pairs[0].gain, pairs[0].range), (10.0 / 12.0, [10.0 / 12.2, 10.2 / 12.0]));
         assert_eq!((pairs[1].gain, pairs[1].range), (1.2, [12.0 / 10.2, 12.2 / 10.0]));
-        let mut other = before;
-        other.1.input.prompt_tokens += 1;
-        assert!(super::works(&[other.clone()], &[now.clone()]).is_empty());
-        other.1.input.prompt_tokens -= 1;
-        other.1.model = "other".into();
-        assert!(super::works(&[other], &[now]).is_empty());
+        before[0].1.input.prompt_tokens += 1;
+        assert!(super::works(&before, &now).is_empty());
+        before[0].1.input.prompt_tokens -= 1;
+        before[0].1.model = "other".into();
+        assert!(super::works(&before, &now).is_empty());
     }
 
     #[test]

@@ -103,14 +103,14 @@ pub(super) fn first_tokens(trace: &Trace) -> Vec<Bar> {
 fn firsts<'a>(trace: &'a Trace, wanted: impl Fn(&&'a Run) -> bool) -> Vec<First<'a>> {
     let runs: Vec<&Run> = trace.runs.iter().filter(wanted).collect();
     let groups = runs.split(|run| run.kind == "decode");
-    let mut firsts = Vec::new();
-    let mut before = f64::NEG_INFINITY;
-    for group in groups.filter(|group| group.iter().any(|run| run.kind == "prefill")) {
+    let prompts = groups.filter(|group| group.iter().any(|run| run.kind == "prefill"));
+    let first = |group: &[&'a Run]| {
         let start = group[0].start;
-        firsts.push(First { runs: group.to_vec(), host: prepared(&trace.spans, before, start) });
-        before = start;
-    }
-    firsts
+        // Whichever way it was timed, nothing of the request comes before what ran last.
+        let before = trace.runs.iter().map(|run| run.start).take_while(|other| *other < start).last();
+        First { runs: group.to_vec(), host: prepared(&trace.spans, before.unwrap_or(f64::NEG_INFINITY), start) }
+    };
+    prompts.map(first).collect()
 }
 
 /// What the host did for a request whose plans began at `start`. Nothing is said if several requests were made ready since
@@ -208,6 +208,22 @@ mod tests {
             bar.parts[..4].iter().all(|p| p.floor_ms.is_none()) && bar.parts[4..].iter().all(|p| p.floor_ms.is_some())
         );
         assert_eq!(bar.whole_ms, None, "no request ran without marks");
+    }
+
+    #[test]
+    fn a_file_may_have_a_request_as_it_runs_and_then_another_launch_by_launch() {
+        let (mut trace, mut apart) = (example(), example());
+        trace.runs.iter_mut().for_each(|run| run.launches.clear());
+        apart.runs.iter_mut().for_each(|run| run.start += 1e6);
+        apart.spans.iter_mut().for_each(|span| span.start += 1e6);
+        trace.runs.extend(apart.runs);
+        trace.spans.extend(apart.spans);
+        let bars = first_tokens(&trace);
+        assert_eq!(bars.len(), 1);
+        let host: f64 = bars[0].parts.iter().filter(|part| part.class == "c-host").map(|part| part.ms).sum();
+        assert!((host - 3.2).abs() < 1e-9, "{host}");
+        let whole = bars[0].whole_ms.unwrap();
+        assert!((whole - bars[0].ms()).abs() < 1e-9, "the same request twice: {whole}");
     }
 
     #[test]
