@@ -108,7 +108,9 @@ pub(super) fn draw(panel: &Panel, [width, height]: [f64; 2], class: &str) -> Str
     let ((first, last), (least, most)) = (fold(0), fold(1));
     let log = panel.may_log && least > 0.0 && most / least > LOG;
     let ticks = if log { decades([least, most].into_iter()) } else { steps(most, 4) };
-    let (left, right, top, bottom) = (44.0, width - 50.0, 44.0, height - 40.0);
+    // A single line needs no name, and no room for it.
+    let (left, right) = (44.0, if panel.lines.len() > 1 { width - 50.0 } else { width - 14.0 });
+    let (top, bottom) = (44.0, height - 40.0);
     let ends = [ticks[0], ticks[ticks.len() - 1]];
     let y = if log { Scale::log(ends, [bottom, top]) } else { Scale::linear(ends, [bottom, top]) };
     let x = Scale::log([first.max(1e-9), last], [left + 10.0, right - 10.0]);
@@ -197,11 +199,11 @@ mod tests {
             lines: vec![Line { name: "median", class: "line", points: points.clone() }],
             may_log,
         };
-        // x: 1 to 16 on 54 to 240, y: 0 to 30 on 160 to 44.
+        // x: 1 to 16 on 54 to 276, y: 0 to 30 on 160 to 44.
         let drawn = draw(&panel(true), [300.0, 200.0], "wide");
         assert!(
             drawn.contains(&format!(
-                "M54.0 {:.1}L147.0 {:.1}L240.0 44.0",
+                "M54.0 {:.1}L165.0 {:.1}L276.0 44.0",
                 160.0 - 116.0 * 2.0 / 30.0,
                 160.0 - 116.0 / 3.0
             )),

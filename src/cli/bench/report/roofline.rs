@@ -93,7 +93,11 @@ fn ceilings(svg: &mut Svg, frame: &Frame, roof: Roof, [low, high]: [f64; 2], lea
     let (dx, dy) = (knee[0] - from[0], knee[1] - from[1]);
     let angle = dy.atan2(dx);
     let middle = [from[0] + 0.45 * dx + 9.0 * angle.sin(), from[1] + 0.45 * dy - 9.0 * angle.cos()];
-    svg.text_along("roof-name", middle, angle.to_degrees(), &format!("reads {} GB/s", number(roof.read / 1e9)));
+    let name = format!("reads {} GB/s", number(roof.read / 1e9));
+    svg.text_along("roof-name", middle, angle.to_degrees(), &name);
+    let half = [0.5 * width_of(&name, LETTERS) * angle.cos(), 0.5 * width_of(&name, LETTERS) * angle.sin()];
+    let ends = [-1.0, 1.0].map(|side| [middle[0] + side * half[0], middle[1] + side * half[1] - 4.0]);
+    taken.extend(along(ends[0], ends[1]).map(|place| Space::about(place, 7.0)));
     let name = format!("multiplies {} TFLOP/s", number(roof.matrix / 1e12));
     // Left of the knee there is always room for it, right of it not.
     let end = if to[0] - knee[0] > width_of(&name, LETTERS) { to[0] } else { knee[0] + 20.0 };
@@ -115,6 +119,10 @@ impl Space {
         Space { x: [x - half, x + half], y: [y - half, y + half] }
     }
 
+    fn holds(&self, [x, y]: [f64; 2]) -> bool {
+        (self.x[0]..=self.x[1]).contains(&x) && (self.y[0]..=self.y[1]).contains(&y)
+    }
+
     fn meets(&self, other: &Space) -> bool {
         self.x[0] < other.x[1] && other.x[0] < self.x[1] && self.y[0] < other.y[1] && other.y[0] < self.y[1]
     }
@@ -123,7 +131,9 @@ impl Space {
 /// Put a label beside each mark where there is room for it, near the mark if possible, and else at the end of a thin line.
 fn labels(svg: &mut Svg, frame: &Frame, points: &[&Point], mut taken: Vec<Space>) {
     let mut named: Vec<(&str, [f64; 2])> = Vec::new();
-    let mut written = Vec::new();
+    // What a line to a label must not cross: other marks and labels.
+    let marks = points.iter().map(|p| Space::about([frame.x.at(p.intensity), frame.y.at(p.tflop_s)], 4.0));
+    let mut written: Vec<Space> = marks.collect();
     for point in points {
         let at = [frame.x.at(point.intensity), frame.y.at(point.tflop_s)];
         let near = |other: &[f64; 2]| (other[0] - at[0]).hypot(other[1] - at[1]) < SAME;
@@ -151,7 +161,7 @@ struct Place {
     leader: Option<[f64; 2]>,
 }
 
-/// The nearest free room for a label of this width, whose line crosses nothing that is `written`.
+/// The nearest free room for a label of this width, whose line crosses nothing that is `written` but the mark itself.
 fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space], written: &[Space]) -> Option<Place> {
     let height = LETTERS + 2.0;
     let free = |space: &Space| {
@@ -173,7 +183,7 @@ fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space], written: 
         corners.into_iter().find_map(|[left, top]| {
             let space = Space { x: [left, left + width], y: [top, top + height] };
             let end = [x.clamp(space.x[0], space.x[1]), y.clamp(space.y[0], space.y[1])];
-            let crosses = |step: [f64; 2]| written.iter().any(|other| Space::about(step, 1.0).meets(other));
+            let crosses = |step: [f64; 2]| written.iter().any(|other| other.holds(step) && !other.holds([x, y]));
             let leader = (far > 10.0).then_some(end);
             let clear = leader.is_none() || !along([x, y], end).any(crosses);
             (free(&space) && clear).then_some(Place { space, leader })

@@ -259,9 +259,9 @@ fn sweep(sweep: &Sweep) -> String {
     let mut table = Table::new(
         &["requests at once"],
         &[
-            "first token, median",
+            "first token, ms",
             "p99, ms",
-            "time per token, median",
+            "time per token, ms",
             "p99, ms",
             "requests a second",
             "tokens of answers a second",
