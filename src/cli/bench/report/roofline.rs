@@ -119,6 +119,11 @@ impl Space {
         Space { x: [x - half, x + half], y: [y - half, y + half] }
     }
 
+    /// From a point to its nearest edge.
+    fn distance(&self, [x, y]: [f64; 2]) -> f64 {
+        (x - x.clamp(self.x[0], self.x[1])).hypot(y - y.clamp(self.y[0], self.y[1]))
+    }
+
     fn holds(&self, [x, y]: [f64; 2]) -> bool {
         (self.x[0]..=self.x[1]).contains(&x) && (self.y[0]..=self.y[1]).contains(&y)
     }
@@ -140,13 +145,17 @@ fn labels(svg: &mut Svg, frame: &Frame, points: &[&Point], mut taken: Vec<Space>
         if named.iter().any(|(name, other)| *name == point.label && near(other)) {
             continue;
         }
-        let Some(place) = place(frame, at, width_of(&point.label, LETTERS), &taken, &written) else { continue };
-        let Place { space, leader } = place;
+        // A label right beside another op's mark would be taken for its.
+        let others = points.iter().filter(|other| other.label != point.label);
+        let others: Vec<_> = others.map(|p| [frame.x.at(p.intensity), frame.y.at(p.tflop_s)]).collect();
+        let own = |space: &Space| others.iter().all(|other| space.distance(*other) > space.distance(at));
+        let width = width_of(&point.label, LETTERS);
+        let Some(Place { space, leader }) = place(frame, at, width, [&taken, &written], own) else { continue };
         if let Some(end) = leader {
             svg.line("leader", at, end);
             taken.extend(along(at, end).map(|step| Space::about(step, 2.0)));
         }
-        svg.text("label", [space.x[0], space.y[1] - 3.5], Anchor::Start, &point.label);
+        svg.text(&format!("label {}", point.class), [space.x[0], space.y[1] - 3.5], Anchor::Start, &point.label);
         named.push((&point.label, at));
         taken.push(space);
         written.push(space);
@@ -161,8 +170,15 @@ struct Place {
     leader: Option<[f64; 2]>,
 }
 
-/// The nearest free room for a label of this width, whose line crosses nothing that is `written` but the mark itself.
-fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space], written: &[Space]) -> Option<Place> {
+/// The nearest free room for a label of this width that is clearly the mark's `own`, or has a line to it which crosses nothing
+/// that is `written` but the mark itself.
+fn place(
+    frame: &Frame,
+    [x, y]: [f64; 2],
+    width: f64,
+    [taken, written]: [&[Space]; 2],
+    own: impl Fn(&Space) -> bool,
+) -> Option<Place> {
     let height = LETTERS + 2.0;
     let free = |space: &Space| {
         let inside = space.x[0] >= frame.left && space.x[1] <= frame.right + 10.0 && space.y[0] >= frame.top - 8.0;
@@ -185,7 +201,7 @@ fn place(frame: &Frame, [x, y]: [f64; 2], width: f64, taken: &[Space], written: 
             let end = [x.clamp(space.x[0], space.x[1]), y.clamp(space.y[0], space.y[1])];
             let crosses = |step: [f64; 2]| written.iter().any(|other| other.holds(step) && !other.holds([x, y]));
             let leader = (far > 10.0).then_some(end);
-            let clear = leader.is_none() || !along([x, y], end).any(crosses);
+            let clear = if leader.is_some() { !along([x, y], end).any(crosses) } else { own(&space) };
             (free(&space) && clear).then_some(Place { space, leader })
         })
     })
@@ -251,12 +267,29 @@ mod tests {
         let mut taken: Vec<Space> = Vec::new();
         for p in &crowd {
             let at = [frame.x.at(p.intensity), frame.y.at(p.tflop_s)];
-            if let Some(Place { space, .. }) = place(&frame, at, width_of(&p.label, LETTERS), &taken, &taken) {
+            if let Some(Place { space, .. }) =
+                place(&frame, at, width_of(&p.label, LETTERS), [&taken, &taken], |_| true)
+            {
                 assert!(taken.iter().all(|other| !space.meets(other)));
                 taken.push(space);
             }
         }
         assert!(taken.len() >= 8, "{} of 12 found room", taken.len());
+    }
+
+    #[test]
+    fn a_label_is_nearer_to_its_own_mark_than_to_others_or_has_a_line() {
+        // One right of the other, so near that a label between them could be either's.
+        let drawn = draw(&[point("left", 1.0, 3.0), point("right", 1.12, 3.0)], None, [900.0, 400.0], "wide", "t");
+        let label = |name: &str| {
+            let before = drawn.split(&format!(">{name}</text>")).next().unwrap();
+            let x = before.rsplit("x=\"").next().unwrap();
+            x.split('"').next().unwrap().parse::<f64>().unwrap()
+        };
+        let mark = drawn.split("all of right").next().unwrap().rsplit("d=\"M").next().unwrap();
+        let mark = mark.split(' ').next().unwrap().parse::<f64>().unwrap() + 4.5;
+        assert!(label("right") > mark, "{drawn}");
+        assert!(label("left") + width_of("left", LETTERS) < mark || drawn.contains("class=\"leader\""), "{drawn}");
     }
 
     #[test]
