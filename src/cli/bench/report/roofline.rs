@@ -155,7 +155,7 @@ fn labels(svg: &mut Svg, frame: &Frame, points: &[&Point], mut taken: Vec<Space>
             svg.line("leader", at, end);
             taken.extend(along(at, end).map(|step| Space::about(step, 2.0)));
         }
-        svg.text(&format!("label {}", point.class), [space.x[0], space.y[1] - 3.5], Anchor::Start, &point.label);
+        svg.text(&format!("label {}", point.class), [space.x[0], space.y[1] - 4.0], Anchor::Start, &point.label);
         named.push((&point.label, at));
         taken.push(space);
         written.push(space);
@@ -179,7 +179,7 @@ fn place(
     [taken, written]: [&[Space]; 2],
     own: impl Fn(&Space) -> bool,
 ) -> Option<Place> {
-    let height = LETTERS + 2.0;
+    let height = LETTERS + 3.0;
     let free = |space: &Space| {
         let inside = space.x[0] >= frame.left && space.x[1] <= frame.right + 10.0 && space.y[0] >= frame.top - 8.0;
         inside && space.y[1] <= frame.bottom && !taken.iter().any(|other| space.meets(other))
