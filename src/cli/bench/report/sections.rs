@@ -45,8 +45,8 @@ pub(super) fn page(folder: &Folder, before: Option<&Folder>) -> String {
         per_trace(folder, roofline_of_plans) + &folder.kernels.iter().map(roofline_of_cases).collect::<String>();
     body += &section(
         "Roofline",
-        "How fast an op computes, over how many operations it does with each byte. Nothing can be above the lines, which were measured \
-         in the same run.",
+        "How fast an op computes, over how many operations it does with each byte. The lines are the ceilings that were measured in \
+         the same run; only what the card's caches keep can be above the rising one.",
         &rooflines,
     );
     let details: String = folder.records.iter().map(|(file, record)| heading::details(file, record)).collect();
