@@ -118,23 +118,24 @@ pub(super) fn draw(works: &[Work], width: f64, class: &str, title: &str) -> Stri
             svg.line(class, [x.at(*value), top - 4.0], [x.at(*value), end]);
         }
         for pair in pairs {
-            let middle = top + if narrow { 26.0 } else { 8.0 };
-            interval(&mut svg, pair, x, [left, right], middle);
-            let verdict = format!("{:.3}  {}", pair.gain, pair.verdict.words());
-            let label = if narrow { top + 10.0 } else { middle + 4.0 };
-            svg.text("tick", [0.0, label], Anchor::Start, &cut(&pair.what, 220.0, 12.0));
-            svg.text(
-                "verdict",
-                if narrow { [width, label] } else { [right + 20.0, label] },
-                if narrow { Anchor::End } else { Anchor::Start },
-                &verdict,
-            );
+            draw_pair(&mut svg, pair, x, [left, right], [top, width]);
             top += row;
         }
     }
     let count = |verdict| pairs().filter(|pair| pair.verdict == verdict).count();
     let (slower, faster) = (count(Verdict::Slower), count(Verdict::Faster));
     svg.finish(class, title, &format!("Of {} figures {slower} are slower and {faster} faster.", pairs().count()))
+}
+
+/// A row that begins at `top` of a drawing of this width: what was measured, its interval, and the verdict.
+fn draw_pair(svg: &mut Svg, pair: &Pair, x: Scale, ends: [f64; 2], [top, width]: [f64; 2]) {
+    let narrow = width < 500.0;
+    let (middle, label) = if narrow { (top + 26.0, top + 10.0) } else { (top + 8.0, top + 12.0) };
+    interval(svg, pair, x, ends, middle);
+    svg.text("tick", [0.0, label], Anchor::Start, &cut(&pair.what, 220.0, 12.0));
+    let verdict = format!("{:.3}  {}", pair.gain, pair.verdict.words());
+    let (place, anchor) = if narrow { (width, Anchor::End) } else { (ends[1] + 20.0, Anchor::Start) };
+    svg.text("verdict", [place, label], anchor, &verdict);
 }
 
 /// A bar over the range and a line at the gain. A bar that goes past an end of the axis has a tip there.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::record::{Bench, Figure, Record};
 use super::super::table::number;
+use super::lines::concurrency;
 use super::page::{Table, definitions};
 use super::read::Folder;
 use super::svg::escape;
@@ -24,10 +25,8 @@ pub(super) fn work(record: &Record) -> String {
 fn asked(record: &Record) -> String {
     let input = &record.input;
     let mut said = Vec::new();
-    match (input.concurrency, record.bench) {
-        (Some(n), _) => said.push(format!("{n} at once")),
-        (None, Bench::Throughput | Bench::Serve) => said.push(format!("{} at once", input.requests)),
-        _ => {}
+    if matches!(record.bench, Bench::Throughput | Bench::Serve) {
+        said.push(format!("{} at once", concurrency(record)));
     }
     said.extend(input.request_rate.map(|rate| format!("{rate} a second")));
     match input.pictures.as_slice() {

@@ -122,34 +122,46 @@ pub(super) fn draw(panel: &Panel, [width, height]: [f64; 2], class: &str) -> Str
         svg.text("tick", [left - 8.0, y.at(*value) + 4.0], Anchor::End, &tick(*value));
     }
     svg.line("axis", [left, bottom], [right, bottom]);
-    let mut free = f64::NEG_INFINITY;
-    for [n, _] in panel.lines.first().map_or(&[][..], |line| &line.points) {
-        let place = x.at(*n);
-        svg.line("axis", [place, bottom], [place, bottom + 4.0]);
-        if place >= free {
-            svg.text("tick", [place, bottom + 17.0], Anchor::Middle, &tick(*n));
-            free = place + 8.0 * tick(*n).len() as f64 + 4.0;
-        }
-    }
+    let counts = panel.lines.first().map_or(&[][..], |line| &line.points);
+    label_counts(&mut svg, counts.iter().map(|[n, _]| *n), x, bottom);
     svg.text("name", [right, bottom + 34.0], Anchor::End, "requests at once");
-    let mut ends: Vec<f64> = Vec::new();
+    let mut named = Vec::new();
     for line in &panel.lines {
-        let places: Vec<[f64; 2]> = line.points.iter().map(|[n, v]| [x.at(*n), y.at(*v)]).collect();
-        svg.path(line.class, &places);
-        for ([n, value], at) in line.points.iter().zip(&places) {
-            let says = format!("{} at once: {} {} {}", tick(*n), line.name, number(*value), panel.unit);
-            svg.rect(&format!("dot {}", line.class), [at[0] - 3.0, at[1] - 3.0], [6.0, 6.0], &says);
-        }
-        if let (Some(end), true) = (places.last(), panel.lines.len() > 1) {
+        let last = draw_line(&mut svg, line, panel.unit, [x, y]);
+        if let (Some([x, y]), true) = (last, panel.lines.len() > 1) {
             // Two names at one height would lie on each other.
-            let meets = ends.iter().any(|other| (other - end[1]).abs() < 13.0);
-            let height = if meets { end[1] - 13.0 } else { end[1] };
-            svg.text("label", [end[0] + 8.0, height + 4.0], Anchor::Start, line.name);
-            ends.push(height);
+            let meets = named.iter().any(|other: &f64| (other - y).abs() < 13.0);
+            let y = if meets { y - 13.0 } else { y };
+            svg.text("label", [x + 8.0, y + 4.0], Anchor::Start, line.name);
+            named.push(y);
         }
     }
     let said: Vec<_> = panel.lines.iter().map(|line| words(line, panel.unit)).collect();
     svg.finish(class, panel.title, &said.join(" "))
+}
+
+/// Ticks at the numbers that were measured, as far as they do not lie on each other.
+fn label_counts(svg: &mut Svg, counts: impl Iterator<Item = f64>, x: Scale, bottom: f64) {
+    let mut free = f64::NEG_INFINITY;
+    for n in counts {
+        let place = x.at(n);
+        svg.line("axis", [place, bottom], [place, bottom + 4.0]);
+        if place >= free {
+            svg.text("tick", [place, bottom + 17.0], Anchor::Middle, &tick(n));
+            free = place + 8.0 * tick(n).len() as f64 + 4.0;
+        }
+    }
+}
+
+/// Draw a line with its points, and return where it ends.
+fn draw_line(svg: &mut Svg, line: &Line, unit: &str, [x, y]: [Scale; 2]) -> Option<[f64; 2]> {
+    let places: Vec<[f64; 2]> = line.points.iter().map(|[n, v]| [x.at(*n), y.at(*v)]).collect();
+    svg.path(line.class, &places);
+    for ([n, value], at) in line.points.iter().zip(&places) {
+        let says = format!("{} at once: {} {} {unit}", tick(*n), line.name, number(*value));
+        svg.rect(&format!("dot {}", line.class), [at[0] - 3.0, at[1] - 3.0], [6.0, 6.0], &says);
+    }
+    places.last().copied()
 }
 
 /// A line in a sentence.

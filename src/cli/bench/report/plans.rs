@@ -27,9 +27,10 @@ pub(super) fn tokens(trace: &Trace) -> Vec<Bar> {
     names.truncate(MOST);
     let bar = |(name, runs): (&str, Vec<&Run>)| {
         let whole = decodes().filter(|run| run.launches.is_empty() && run.name == name).map(|run| run.us / 1e3);
-        Bar { name: name.to_owned(), parts: parts(&runs, runs.len(), trace.roof()), whole_ms: median(whole.collect()) }
+        let run = middle(runs, |run| run.us)?;
+        Some(Bar { name: name.to_owned(), parts: parts([run], trace.roof()), whole_ms: median(whole.collect()) })
     };
-    names.into_iter().map(bar).collect()
+    names.into_iter().filter_map(bar).collect()
 }
 
 /// Add to the list of a name.
@@ -40,17 +41,23 @@ fn push<K: PartialEq, T>(lists: &mut Vec<(K, Vec<T>)>, name: K, item: T) {
     }
 }
 
-/// The mean of so many repetitions, by op.
-fn parts(runs: &[&Run], repetitions: usize, roof: Option<Roof>) -> Vec<Part> {
-    let launches = runs.iter().flat_map(|run| &run.launches);
-    let ms = |us: f64| us / repetitions as f64 / 1e3;
+/// What runs took by op.
+fn parts<'a>(runs: impl IntoIterator<Item = &'a Run>, roof: Option<Roof>) -> Vec<Part> {
+    let launches = runs.into_iter().flat_map(|run| &run.launches);
     let part = |Total { op, us, floor_us, .. }: Total| Part {
         class: colour(&op),
         what: op,
-        ms: ms(us),
-        floor_ms: floor_us.map(ms),
+        ms: us / 1e3,
+        floor_ms: floor_us.map(|us| us / 1e3),
     };
     totals(launches, roof).into_iter().map(part).collect()
+}
+
+/// The one in the middle by its time, the shorter of two: a run as there was one, which no outlier moves.
+fn middle<T>(mut all: Vec<T>, us: impl Fn(&T) -> f64) -> Option<T> {
+    all.sort_by(|a, b| us(a).total_cmp(&us(b)));
+    let at = all.len().checked_sub(1)? / 2;
+    all.into_iter().nth(at)
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -72,6 +79,15 @@ impl First<'_> {
         self.runs.iter().map(|run| run.name.as_str()).collect::<Vec<_>>().join(" + ")
     }
 
+    /// Whether launches were timed. A plan of one launch is timed launch by launch either way, so all must have been.
+    fn apart(&self) -> bool {
+        self.runs.iter().all(|run| !run.launches.is_empty())
+    }
+
+    fn host_us(&self) -> f64 {
+        self.host.iter().map(|(_, us)| us).sum()
+    }
+
     fn device_us(&self) -> f64 {
         self.runs.iter().map(|run| run.us).sum()
     }
@@ -79,8 +95,7 @@ impl First<'_> {
 
 /// A bar for each way to a first token that was gone most often.
 pub(super) fn first_tokens(trace: &Trace) -> Vec<Bar> {
-    let apart = firsts(trace, |run: &&Run| !run.launches.is_empty());
-    let whole = firsts(trace, |run: &&Run| run.launches.is_empty());
+    let (apart, whole): (Vec<First>, Vec<First>) = firsts(trace).into_iter().partition(First::apart);
     let mut names: Vec<(String, Vec<First>)> = Vec::new();
     for first in apart {
         push(&mut names, first.name(), first);
@@ -88,34 +103,31 @@ pub(super) fn first_tokens(trace: &Trace) -> Vec<Bar> {
     names.sort_by_key(|(_, firsts)| std::cmp::Reverse(firsts.len()));
     names.truncate(MOST);
     let bar = |(name, firsts): (String, Vec<First>)| {
-        let mut bar = Bar { parts: host(&firsts), whole_ms: None, name };
-        let before = bar.ms();
-        let runs: Vec<&Run> = firsts.iter().flat_map(|first| first.runs.iter().copied()).collect();
-        bar.parts.extend(parts(&runs, firsts.len(), trace.roof()));
-        let same = whole.iter().filter(|first| first.name() == bar.name).map(|first| first.device_us() / 1e3);
-        bar.whole_ms = median(same.collect()).map(|ms| before + ms);
-        bar
+        let same = whole.iter().filter(|first| first.name() == name).map(|first| first.device_us() / 1e3);
+        let device = median(same.collect());
+        let First { runs, host } = middle(firsts, |first| first.host_us() + first.device_us())?;
+        let part = |(what, us)| Part { what, class: "c-host", ms: us / 1e3, floor_ms: None };
+        let mut bar = Bar { name, parts: host.into_iter().map(part).collect(), whole_ms: None };
+        bar.whole_ms = device.map(|ms| bar.ms() + ms);
+        bar.parts.extend(parts(runs, trace.roof()));
+        Some(bar)
     };
-    names.into_iter().map(bar).collect()
+    names.into_iter().filter_map(bar).collect()
 }
 
 /// Plans between two decode plans belong together, if a prompt is among them.
-fn firsts<'a>(trace: &'a Trace, wanted: impl Fn(&&'a Run) -> bool) -> Vec<First<'a>> {
-    let runs: Vec<&Run> = trace.runs.iter().filter(wanted).collect();
-    let groups = runs.split(|run| run.kind == "decode");
+fn firsts(trace: &Trace) -> Vec<First<'_>> {
+    let groups = trace.runs.split(|run| run.kind == "decode");
     let prompts = groups.filter(|group| group.iter().any(|run| run.kind == "prefill"));
-    let first = |group: &[&'a Run]| {
-        let start = group[0].start;
-        // Whichever way it was timed, nothing of the request comes before what ran last.
-        let before = trace.runs.iter().map(|run| run.start).take_while(|other| *other < start).last();
-        First { runs: group.to_vec(), host: prepared(&trace.spans, before.unwrap_or(f64::NEG_INFINITY), start) }
-    };
-    prompts.map(first).collect()
+    prompts.map(|group| First { runs: group.iter().collect(), host: host_before(trace, group[0].start) }).collect()
 }
 
-/// What the host did for a request whose plans began at `start`. Nothing is said if several requests were made ready since
-/// `before`: it cannot be told what the device waited for.
-fn prepared(spans: &[Span], before: f64, start: f64) -> Vec<(String, f64)> {
+/// What the host did for a request whose plans began at `start`, since the plan before them. Nothing is said if several
+/// requests were made ready in that time: it cannot be told what the device waited for.
+fn host_before(trace: &Trace, start: f64) -> Vec<(String, f64)> {
+    let spans: &[Span] = &trace.spans;
+    let before = trace.runs.iter().map(|run| run.start).take_while(|other| *other < start).last();
+    let before = before.unwrap_or(f64::NEG_INFINITY);
     let mut ready = spans.iter().filter(|s| s.name == "prepare" && s.start > before && s.end() <= start);
     let (Some(prepare), None) = (ready.next(), ready.next()) else { return Vec::new() };
     let within = |s: &&Span| s.thread == prepare.thread && s.start >= prepare.start && s.end() <= prepare.end();
@@ -129,18 +141,6 @@ fn prepared(spans: &[Span], before: f64, start: f64) -> Vec<(String, f64)> {
     host.push((format!("{HOST}prompt"), rest.max(0.0)));
     host.push((format!("{HOST}enqueue"), start - prepare.end()));
     host
-}
-
-/// Means of what the host did, in the order in which it did it.
-fn host(firsts: &[First]) -> Vec<Part> {
-    let mut sums: Vec<(String, Vec<f64>)> = Vec::new();
-    for (name, us) in firsts.iter().flat_map(|first| &first.host) {
-        push(&mut sums, name.clone(), *us);
-    }
-    let known = firsts.iter().filter(|first| !first.host.is_empty()).count();
-    let mean = |times: &[f64]| times.iter().sum::<f64>() / known.max(1) as f64 / 1e3;
-    let part = |(what, times): (String, Vec<f64>)| Part { what, class: "c-host", ms: mean(&times), floor_ms: None };
-    sums.into_iter().map(part).collect()
 }
 
 /// A row of the roofline's table: an op in one kind of plan.
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_the_mean_of_its_plans_and_its_mark_their_median_without_marks() {
+    fn a_token_is_the_plan_in_the_middle_and_its_mark_the_median_without_marks() {
         let bars = tokens(&example());
         assert_eq!(bars.len(), 1);
         let bar = &bars[0];
@@ -180,7 +180,7 @@ mod tests {
         // Two plans of 2000 + 100 + 50 us and of 2200 + 100 + 50; three that ran as they do, of 1900, 2000 and 2500.
         assert_eq!(
             bar.parts.iter().map(|p| (p.what.as_str(), p.ms)).collect::<Vec<_>>(),
-            [("gemv", 2.1), ("paged_decode", 0.1), ("sample", 0.05)]
+            [("gemv", 2.0), ("paged_decode", 0.1), ("sample", 0.05)]
         );
         assert_eq!(bar.whole_ms, Some(2.0));
         // 7.2 GB at 4 TB/s, 0.16 GB, and next to nothing.
@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn a_file_may_have_a_request_as_it_runs_and_then_another_launch_by_launch() {
         let (mut trace, mut apart) = (example(), example());
-        trace.runs.iter_mut().for_each(|run| run.launches.clear());
+        // A plan of one launch comes launch by launch either way.
+        trace.runs.iter_mut().filter(|run| run.kind != "resize").for_each(|run| run.launches.clear());
         apart.runs.iter_mut().for_each(|run| run.start += 1e6);
         apart.spans.iter_mut().for_each(|span| span.start += 1e6);
         trace.runs.extend(apart.runs);
@@ -245,7 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_its_neighbours() {
+    fn the_median_of_an_even_number_lies_between_its_neighbours_and_the_middle_is_one_of_them() {
+        assert_eq!((middle(vec![9.0, 1.0, 3.0], |x| *x), middle(vec![3.0, 1.0], |x| *x)), (Some(3.0), Some(1.0)));
+        assert_eq!(middle(Vec::<f64>::new(), |x| *x), None);
         assert_eq!((median(vec![]), median(vec![3.0, 1.0]), median(vec![3.0, 1.0, 9.0])), (None, Some(2.0), Some(3.0)));
     }
 }
