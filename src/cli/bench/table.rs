@@ -73,6 +73,7 @@ fn row(figure: &Figure) -> String {
 /// Four digits, and four behind the point at most.
 pub(super) fn number(value: f64) -> String {
     let digits = match value.abs() {
+        0.0 => 0,
         size if size >= 999.95 => 0,
         size if size >= 99.995 => 1,
         size if size >= 9.9995 => 2,
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn numbers_have_four_digits() {
-        let all = [0.01234, 1.0, 9.9996, 12.345, 99.996, 123.45, 999.96, 12345.6].map(number);
-        assert_eq!(all, ["0.0123", "1.000", "10.00", "12.35", "100.0", "123.5", "1000", "12346"]);
+        let all = [0.0, 0.01234, 1.0, 9.9996, 12.345, 99.996, 123.45, 999.96, 12345.6].map(number);
+        assert_eq!(all, ["0", "0.0123", "1.000", "10.00", "12.35", "100.0", "123.5", "1000", "12346"]);
     }
 }

@@ -123,13 +123,14 @@ fn push(figures: &mut Figures, count: u32, repeats: &[Vec<Times>], ceiling: Opti
         let times = each(&|t| of(t).map(|time| time / number));
         figures.push(format!("{name}@{count}"), Figure::of(&format!("{count}: {what}"), "ms", better, &times));
     }
-    let mut rate = |name: &str, what: &str, unit: &str, ceiling: Option<f64>, of: &dyn Fn(&Times) -> f64| {
+    let mut rate = |name: &str, what: &str, unit: &str, better: Option<Better>, of: &dyn Fn(&Times) -> f64| {
         let rates = each(&|t| Some(of(t)));
-        let figure = Figure::of(&format!("{count}: {what}"), unit, Some(Higher), &rates);
+        let figure = Figure::of(&format!("{count}: {what}"), unit, better, &rates);
+        let ceiling = ceiling.filter(|_| unit == "TFLOP/s");
         figures.push(format!("{name}@{count}"), figure.map(|figure| figure.beside(ceiling)));
     };
-    rate("picture_throughput", "pictures", "pictures/s", None, &|t| 1e3 * number / t.all);
+    rate("picture_throughput", "pictures", "pictures/s", Some(Higher), &|t| 1e3 * number / t.all);
     // Bytes a millisecond are 10^-6 GB/s, operations a millisecond 10^-9 TFLOP/s.
-    rate("upload_gb_s", "brought to the device", "GB/s", None, &|t| t.bytes as f64 / t.upload / 1e6);
-    rate("encode_tflop_s", "tower and projector", "TFLOP/s", ceiling, &|t| t.flops as f64 / t.encode / 1e9);
+    rate("upload_gb_s", "  brought to the device", "GB/s", None, &|t| t.bytes as f64 / t.upload / 1e6);
+    rate("encode_tflop_s", "tower and projector", "TFLOP/s", Some(Higher), &|t| t.flops as f64 / t.encode / 1e9);
 }
