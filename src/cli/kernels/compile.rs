@@ -76,7 +76,9 @@ fn summary(said: &str) -> String {
             kernel = rest.split('\'').next().map(str::to_owned);
         } else if line.contains("bytes stack frame") {
             spills = spilled(line);
-        } else if let (Some((_, used)), Some(name)) = (line.split_once(": Used "), kernel.take()) {
+        } else if let Some((_, used)) = line.split_once(": Used ")
+            && let Some(name) = kernel.take()
+        {
             let taken = used.split(", ").filter(|part| part.ends_with("registers") || part.ends_with("smem"));
             let taken = taken.collect::<Vec<_>>().join(", ") + &std::mem::take(&mut spills);
             match kernels.iter_mut().find(|(known, _)| *known == taken) {
