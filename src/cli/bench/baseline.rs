@@ -59,7 +59,8 @@ impl Verdict {
         }
     }
 
-    fn words(self) -> &'static str {
+    /// In a table or a chart.
+    pub fn words(self) -> &'static str {
         match self {
             Verdict::Faster => "faster",
             Verdict::Slower => "slower",
@@ -152,7 +153,7 @@ fn ratio(then: f64, now: f64) -> String {
 }
 
 /// The first thing that was asked in another way, with both. How often does not matter.
-fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
+pub(super) fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
     // As text, because numbers with a fraction may lose their last bit on the way through a file.
     let fields = |input: &Input| -> Option<Map<String, Value>> {
         let input = Input { repeats: 0, warmup: 0, ..input.clone() };
