@@ -12,7 +12,9 @@
 // A build script speaks to cargo on its standard output and to the user on the other.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::env;
+#[path = "src/backend/cuda/nvcc.rs"]
+mod nvcc;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,38 +23,16 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::SystemTime;
 
+use nvcc::{Arch, Result, variable};
+
 /// PTX that any later GPU can compile for itself, and machine code for the card that the kernels are tuned for.
 const DEFAULT_ARCHS: &str = "compute_80,sm_90a";
-
-/// `-lineinfo` costs nothing at run time and lets a profiler show the source.
-const FLAGS: [&str; 3] = ["-O3", "-std=c++17", "-lineinfo"];
-
-type Result<T> = std::result::Result<T, String>;
-
-/// One target of the compiler, for example `sm_90a`: real machine code, or with `compute_`, PTX.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Arch {
-    name: String,
-    /// What follows the prefix: `90a`.
-    number: String,
-    ptx: bool,
-    major: u32,
-    minor: u32,
-    /// The `a` at the end: instructions of that one architecture, so it runs on no other.
-    exact: bool,
-}
-
-impl Arch {
-    fn extension(&self) -> &'static str {
-        if self.ptx { "ptx" } else { "cubin" }
-    }
-}
 
 /// The list in `OCELLI_CUDA_ARCHS`.
 fn parse_archs(list: &str) -> Result<Vec<Arch>> {
     let mut archs: Vec<Arch> = Vec::new();
     for name in list.split(',').map(str::trim) {
-        let Some(arch) = parse_arch(name) else {
+        let Some(arch) = Arch::parse(name) else {
             return Err(format!(
                 "OCELLI_CUDA_ARCHS={list}: `{name}` is not an architecture; write a list such as {DEFAULT_ARCHS} \
                  (compute_NN is PTX, sm_NN machine code, NN >= 80; a final `a` ties it to that architecture)"
@@ -64,37 +44,6 @@ fn parse_archs(list: &str) -> Result<Vec<Arch>> {
         archs.push(arch);
     }
     Ok(archs)
-}
-
-fn parse_arch(name: &str) -> Option<Arch> {
-    let (ptx, rest) = match name.strip_prefix("compute_") {
-        Some(rest) => (true, rest),
-        None => (false, name.strip_prefix("sm_")?),
-    };
-    let (digits, exact) = match rest.strip_suffix('a') {
-        Some(digits) => (digits, true),
-        None => (rest, false),
-    };
-    let plain = matches!(digits.len(), 2 | 3) && digits.bytes().all(|b| b.is_ascii_digit());
-    let value: u32 = digits.parse().ok().filter(|n| plain && *n >= 80)?;
-    Some(Arch { name: name.to_owned(), number: rest.to_owned(), ptx, major: value / 10, minor: value % 10, exact })
-}
-
-/// A variable that is set and not empty.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|v| !v.is_empty())
-}
-
-fn find_nvcc(root: &Path) -> Result<Option<PathBuf>> {
-    if let Some(path) = variable("OCELLI_NVCC") {
-        let path = PathBuf::from(path);
-        let missing = || format!("OCELLI_NVCC={}: no such file; it names the compiler itself", path.display());
-        return if path.is_file() { Ok(Some(path)) } else { Err(missing()) };
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable).map(|home| Path::new(&home).join("bin"));
-    let path: Vec<PathBuf> = env::var_os("PATH").map(|p| env::split_paths(&p).collect()).unwrap_or_default();
-    let nvcc = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    Ok(homes.chain(path).chain([root.join(".tools/cuda/bin")]).map(|dir| dir.join(&nvcc)).find(|file| file.is_file()))
 }
 
 /// `13.0.88` out of `nvcc --version`, which has it as `V13.0.88`.
@@ -131,15 +80,8 @@ impl Compiler {
         {
             return Ok(said.to_owned());
         }
-        let ran = Command::new(&self.nvcc)
-            .current_dir(&self.root)
-            .args(FLAGS)
-            .arg(format!("--generate-code=arch=compute_{},code={}", arch.number, arch.name))
-            .arg(format!("--{}", arch.extension()))
-            .arg("-o")
-            .args([image.as_os_str(), source.as_ref()])
-            .output()
-            .map_err(|e| format!("{}: {e}", self.nvcc.display()))?;
+        let mut command = nvcc::command(&self.nvcc, arch, source.as_ref(), &image);
+        let ran = command.current_dir(&self.root).output().map_err(|e| format!("{}: {e}", self.nvcc.display()))?;
         let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).trim().to_owned();
         if !ran.status.success() {
             return Err(format!("{source} for {}:\n{said}", arch.name));
@@ -206,6 +148,7 @@ fn run() -> Result<()> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(variable("OUT_DIR").unwrap_or_default());
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/backend/cuda/nvcc.rs");
     println!("cargo::rerun-if-changed=cuda");
     for name in ["OCELLI_NVCC", "OCELLI_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
@@ -213,7 +156,7 @@ fn run() -> Result<()> {
 
     let wanted = variable("CARGO_FEATURE_CUDA").is_some();
     let archs = parse_archs(variable("OCELLI_CUDA_ARCHS").as_deref().unwrap_or(DEFAULT_ARCHS))?;
-    let nvcc = if wanted { find_nvcc(&root)? } else { None };
+    let nvcc = if wanted { nvcc::find(&root)? } else { None };
     let (mut images, mut version) = (String::from("&[]\n"), String::new());
     if let Some(nvcc) = nvcc {
         println!("cargo::rerun-if-changed={}", nvcc.display());

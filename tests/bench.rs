@@ -78,7 +78,7 @@ fn latency_is_made_of_its_parts() {
 fn prompts_have_the_length_that_was_asked_for() {
     let quick = ["--output-len", "2", "--num-iters", "1", "--num-iters-warmup", "1", "--repeats", "1"];
     for (pictures, length, seen) in
-        [(&[][..], "1", 0), (&[], "37", 0), (&["--images", "2", "--image-size", "40x30"], "300", 2)]
+        [(&[][..], "2", 0), (&[], "37", 0), (&["--images", "2", "--image-size", "40x30"], "300", 2)]
     {
         let seeded = record("latency", &[&quick[..], pictures, &["--input-len", length, "--seed", "7"]].concat());
         assert_eq!(seeded["input"]["prompt_tokens"].to_string(), *length);

@@ -26,7 +26,7 @@ const STRAY: &str = ".version 7.0
 }
 ";
 
-fn image(ptx: &'static str) -> Image {
+fn image(ptx: &'static str) -> Image<'static> {
     Image {
         kernel: "stray",
         arch: "compute_80",

@@ -71,6 +71,15 @@ impl Any {
         }
     }
 
+    /// Kernels that are not the program's own, in a sentence.
+    pub fn other_kernels(&self) -> Vec<String> {
+        match self {
+            Any::Cpu(_) => Vec::new(),
+            #[cfg(feature = "cuda")]
+            Any::Cuda(b) => b.device().kernels().map(|folder| folder.describe()).into_iter().collect(),
+        }
+    }
+
     #[cfg(feature = "cuda")]
     fn stranger(&self) -> anyhow::Error {
         anyhow::anyhow!("what another backend made was given to {}", self.name())

@@ -167,6 +167,9 @@ pub(crate) struct EngineArgs {
     /// Encode every picture, whether or not an earlier request had the same
     #[arg(long, env = "OCELLI_NO_ENCODER_CACHE", value_parser = FalseyValueParser::new())]
     no_encoder_cache: bool,
+    /// A folder of kernels (KERNEL.ARCH.cubin or .ptx) to load instead of the program's own
+    #[arg(long, env = "OCELLI_KERNEL_DIR", value_name = "DIR")]
+    kernel_dir: Option<PathBuf>,
     /// Read the tokens of every step before the next one is enqueued
     #[arg(long, env = "OCELLI_NO_ASYNC_SCHEDULING", value_parser = FalseyValueParser::new())]
     no_async_scheduling: bool,
@@ -183,6 +186,7 @@ impl EngineArgs {
             prefix_caching: !self.no_enable_prefix_caching,
             encoder_caching: !self.no_encoder_cache,
             async_scheduling: self.no_async_scheduling.then_some(false),
+            kernel_dir: self.kernel_dir.clone(),
             ..options
         }
     }

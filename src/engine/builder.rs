@@ -135,6 +135,12 @@ impl Builder {
         self
     }
 
+    /// See [`Options::kernel_dir`].
+    pub fn kernel_dir(mut self, dir: impl Into<PathBuf>) -> Builder {
+        self.options.kernel_dir = Some(dir.into());
+        self
+    }
+
     /// Add a family of models: see [`Options::models`].
     pub fn register(mut self, family: Registration) -> Builder {
         self.options.models.push(family);

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use anyhow::anyhow;
+
 use super::stats::milliseconds;
 use super::{Checkpoint, Device, Options, SchedulerLimits, available_memory};
 use crate::backend::{Any, Cpu};
@@ -119,7 +121,8 @@ pub(super) fn place(checkpoint: &Checkpoint, options: &Options, device: Device, 
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
             let start = Instant::now();
-            let gpu = crate::backend::cuda::driver::Device::open(ordinal).map_err(Error::Device)?;
+            let kernels = options.kernels().map_err(Error::Request)?;
+            let gpu = crate::backend::cuda::driver::Device::open_with(ordinal, kernels).map_err(Error::Device)?;
             let opened = milliseconds(start);
             let free = gpu.free_memory().map_err(Error::Device)? as u64;
             let share = (gpu.properties().memory as f64 * options.gpu_memory_utilization) as u64;
@@ -133,6 +136,12 @@ pub(super) fn place(checkpoint: &Checkpoint, options: &Options, device: Device, 
             Ok(Placed { model, backend: Any::Cuda(Box::new(cuda)), memory, device_ms })
         }
         _ => {
+            if let Some(dir) = &options.kernel_dir {
+                return Err(Error::Request(anyhow!(
+                    "the kernels of {} are for a GPU, and this runs on the host: leave out --kernel-dir, or choose --device cuda",
+                    dir.display()
+                )));
+            }
             // Tensors that are read in the mapped file take no memory of their own.
             let mapped = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
             let available = available_memory();

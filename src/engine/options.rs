@@ -1,10 +1,15 @@
 //! What a caller may choose when a model is loaded.
 
 use std::fs;
+use std::path::PathBuf;
 use std::str::FromStr;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::folder::Folder;
 use crate::config::ProcessorKwargs;
 use crate::mem::DType;
 use crate::models::{Facts, ImageInputType, ImageToken, ImageTokens, Registration};
@@ -59,6 +64,9 @@ pub struct Options {
     /// Whether a step is enqueued before the tokens of the one before it are read; `None` is only on a GPU, which works
     /// while the host does. Changes no answer.
     pub async_scheduling: Option<bool>,
+    /// A folder of kernels to load instead of those in the program, each `KERNEL.ARCH.cubin` or `KERNEL.ARCH.ptx`: for who
+    /// writes kernels. The engine's warnings say what it replaced.
+    pub kernel_dir: Option<PathBuf>,
     /// Families of models beside those of this crate. One that goes by the name of one of these takes its place.
     pub models: Vec<Registration>,
 }
@@ -84,6 +92,7 @@ impl Default for Options {
             prefix_caching: true,
             encoder_caching: true,
             async_scheduling: None,
+            kernel_dir: None,
             models: Vec::new(),
         }
     }
@@ -161,6 +170,12 @@ impl Options {
             self.check_input_shape(asked, facts)?;
         }
         Ok(())
+    }
+
+    /// The kernels of [`Options::kernel_dir`].
+    #[cfg(feature = "cuda")]
+    pub(super) fn kernels(&self) -> Result<Option<Arc<Folder>>> {
+        Ok(self.kernel_dir.as_deref().map(Folder::read).transpose()?.map(Arc::new))
     }
 
     fn check_input_shape(&self, asked: &[usize], facts: &Facts) -> Result<()> {

@@ -130,7 +130,7 @@ pub(crate) fn load_model(dir: &Path, options: &Options, mut progress: impl FnMut
     let limits = memory::limits(&checkpoint, options, device);
     let Placed { model, backend, memory, device_ms } = memory::place(&checkpoint, options, device, limits)?;
     let scheduler = Scheduler::new(memory.scheduler(options, &*model)).map_err(Error::Request)?;
-    let warnings = [checkpoint.warnings(), &model.areas().warnings].concat();
+    let warnings = [checkpoint.warnings(), &model.areas().warnings, &backend.other_kernels()].concat();
     let plan_ms = clock.lap() - device_ms;
 
     let (mut done, total) = (0, model.placements().iter().map(|p| p.dst.bytes()).sum());

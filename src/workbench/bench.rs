@@ -5,6 +5,8 @@
 //! behind a pass over an array that has driven everything else out (see [`super::timer`]). The launches of a batch are
 //! recorded as one graph, as those of a decode step are, and carry the attributes that they have there.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 
 use super::bed::{Bed, Numbers};
@@ -13,6 +15,7 @@ use super::ceiling::Ceiling;
 use super::cublaslt::{Library, Products};
 use super::timer::{Spread, Timer};
 use crate::backend::cuda::driver::{Device, Properties};
+use crate::backend::cuda::folder::Folder;
 use crate::backend::cuda::{Cuda, Exec};
 use crate::kernel::Cost;
 use crate::mem::{DType, Region, Span};
@@ -41,6 +44,8 @@ pub struct Bench {
     ceiling: Ceiling,
     /// cuBLASLt, or why it is not there; `None` if nobody asked.
     library: Option<Result<Library, String>>,
+    /// Images of the cases instead of the embedded ones.
+    kernels: Option<Arc<Folder>>,
     /// What it reads and computes at best.
     pub ceilings: Ceilings,
 }
@@ -100,7 +105,7 @@ impl Bench {
         let ceiling = Ceiling::new(&device)?;
         let l2_bytes = device.l2_bytes()?;
         let library = against.then(|| Library::open(&device).map_err(|e| format!("{e:#}")));
-        let mut bench = Bench { device, l2_bytes, ceiling, library, ceilings: Ceilings::default() };
+        let mut bench = Bench { device, l2_bytes, ceiling, library, kernels: None, ceilings: Ceilings::default() };
         bench.ceilings.read = bench.read_ceiling()?;
         for case in cases::select(None, Some(gemm::CEILING)) {
             let m =
@@ -109,6 +114,11 @@ impl Bench {
             bench.ceilings.matrix_library = m.library.map(|l| m.cost.flops as f64 / l.median);
         }
         Ok(bench)
+    }
+
+    /// Time the cases with other images for some kernels than the embedded ones. The ceilings stay what they are.
+    pub fn use_kernels(&mut self, kernels: Option<Arc<Folder>>) {
+        self.kernels = kernels;
     }
 
     /// What is known about the GPU.
@@ -132,7 +142,7 @@ impl Bench {
     /// # Errors
     /// Too little memory, or a launch that fails.
     pub fn measure(&self, case: &Case, dtype: DType, samples: usize) -> Result<Measured> {
-        let staged = Staged::new(&self.device, case, dtype, self.l2_bytes)?;
+        let staged = Staged::new(&self.device, self.kernels.clone(), case, dtype, self.l2_bytes)?;
         let mut timer = Timer::new(staged.cuda.device(), &self.ceiling)?;
         let mut exec = staged.link(dtype, 1)?;
         let rounds = staged.rounds(&mut timer, || staged.cuda.run(&mut exec, None))?;
@@ -182,14 +192,20 @@ fn copies(cost: u64, room: usize, l2_bytes: usize) -> (usize, bool) {
 }
 
 impl Staged {
-    fn new(device: &Device, case: &Case, dtype: DType, l2_bytes: usize) -> Result<Staged> {
+    fn new(
+        device: &Device,
+        kernels: Option<Arc<Folder>>,
+        case: &Case,
+        dtype: DType,
+        l2_bytes: usize,
+    ) -> Result<Staged> {
         let mut bed = Bed::new(dtype, Numbers::Random);
         let mut ops = vec![case.build(&mut bed)];
         let one = bed.bytes();
         let images = Region::ALL.map(|region| bed.image(region, 0));
         let (copies, rotates) = copies(ops[0].cost().bytes, one.iter().sum(), l2_bytes);
         ops.resize_with(copies, || case.build(&mut bed));
-        let cuda = Cuda::new(device.properties().ordinal, bed.bytes(), 0)?;
+        let cuda = Cuda::on(Device::open_with(device.properties().ordinal, kernels)?, bed.bytes(), 0)?;
         for (region, image) in Region::ALL.into_iter().zip(&images) {
             upload(&cuda, region, image, copies)?;
         }

@@ -5,6 +5,8 @@
 //! lies at the end of the device's memory, so that what a kernel touches behind it is an error of the driver, and after
 //! the run every byte that the op does not claim to write must be what it was.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use half::{bf16, f16};
 
@@ -13,6 +15,7 @@ use super::cases::{Case, Tolerance};
 use crate::backend::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::driver::Device;
+use crate::backend::cuda::folder::Folder;
 use crate::mem::{DType, Region, Span};
 use crate::plan::{Backend, Plan};
 
@@ -39,6 +42,14 @@ impl Checker {
     /// # Errors
     /// No GPU, or too little memory on it.
     pub fn new(ordinal: usize, cases: &[Case]) -> Result<Checker> {
+        Checker::with(ordinal, None, cases)
+    }
+
+    /// [`Checker::new`] with other images for some kernels than the embedded ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(ordinal: usize, kernels: Option<Arc<Folder>>, cases: &[Case]) -> Result<Checker> {
         let mut room = [0; 4];
         for case in cases {
             // Both float types that kernels are made for have the same size.
@@ -46,7 +57,7 @@ impl Checker {
             case.build(&mut bed);
             room = std::array::from_fn(|i| room[i].max(bed.bytes()[i]));
         }
-        Ok(Checker { cuda: Cuda::new(ordinal, room, 0)?, room })
+        Ok(Checker { cuda: Cuda::on(Device::open_with(ordinal, kernels)?, room, 0)?, room })
     }
 
     /// The device that the kernels run on.

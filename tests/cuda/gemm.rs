@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ocelli::backend::cuda::driver::{Device, Memory, Module};
+use ocelli::backend::cuda::driver::{Device, Memory, Module, Resources};
 use ocelli::backend::cuda::{image, tma};
 use ocelli::kernel::{GpuInfo, Kernel, Launch, Launched};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
@@ -336,7 +336,7 @@ fn no_kernel_spills() {
         for shape in EVERYWHERE.iter().chain(wgmma) {
             let symbol = format!("gemm_{dtype}_{shape}");
             let function = module.function(symbol.leak(), 0).expect("entry point");
-            let (registers, spills) = function.registers_and_spills().expect("attributes");
+            let Resources { registers, spilled: spills, .. } = function.resources().expect("attributes");
             println!("gemm_{dtype}_{shape}: {registers} registers, {spills} bytes of spills");
             assert_eq!(spills, 0);
         }

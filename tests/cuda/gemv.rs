@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ocelli::backend::Cpu;
-use ocelli::backend::cuda::driver::{Device, Memory, Module};
+use ocelli::backend::cuda::driver::{Device, Memory, Module, Resources};
 use ocelli::backend::cuda::image;
 use ocelli::kernel::{GpuInfo, Launch};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
@@ -365,7 +365,7 @@ fn no_kernel_spills() {
         for kernel in kernels {
             let symbol = format!("gemv_{dtype}_{kernel}");
             let function = module.function(symbol.clone().leak(), 0).expect("entry point");
-            let (registers, spills) = function.registers_and_spills().expect("attributes");
+            let Resources { registers, spilled: spills, .. } = function.resources().expect("attributes");
             println!("gemv_{dtype}_{kernel}: {registers} registers, {spills} bytes of spills");
             assert_eq!(spills, 0, "{symbol}");
         }

@@ -6,7 +6,7 @@ use std::fs;
 use ocelli::backend::cuda::image::{self, Kind};
 
 /// Without nvcc there is nothing to look at, unless the run is one that must have it.
-fn embedded() -> &'static [image::Image] {
+fn embedded() -> &'static [image::Image<'static>] {
     let images = image::embedded();
     if images.is_empty() {
         assert!(

@@ -30,6 +30,7 @@ mod goldens;
 mod gpu;
 mod image_inputs;
 mod images;
+mod kernel_dir;
 mod layer_norm;
 mod models;
 mod paged_decode;

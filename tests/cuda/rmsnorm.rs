@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use ocelli::backend::Cpu;
-use ocelli::backend::cuda::driver::{Device, Module};
+use ocelli::backend::cuda::driver::{Device, Module, Resources};
 use ocelli::backend::cuda::image;
 use ocelli::kernel::{Geometry, Launch};
 use ocelli::mem::{Act, Bases, Buf, DType, Layout, Region};
@@ -242,7 +242,7 @@ fn what_the_driver_refuses_is_an_error_that_names_it() {
     assert!(e.starts_with("cuda/rmsnorm.cu has no kernel `rmsnorm_f32`: CUDA_ERROR_NOT_FOUND"), "{e}");
 
     let function = module.function("rmsnorm_bf16", 0).expect("entry point");
-    let (registers, spills) = function.registers_and_spills().expect("attributes");
+    let Resources { registers, spilled: spills, .. } = function.resources().expect("attributes");
     println!("rmsnorm_bf16: {registers} registers, {spills} bytes of spills");
     assert_eq!(spills, 0);
     let geometry =
@@ -267,6 +267,6 @@ fn what_the_driver_refuses_is_an_error_that_names_it() {
     assert!(e.contains("its log: ptxas"), "{e}");
 }
 
-fn ptx() -> &'static image::Image {
+fn ptx() -> &'static image::Image<'static> {
     image::embedded().iter().find(|i| i.kernel == "rmsnorm" && i.kind == image::Kind::Ptx).expect("a PTX image")
 }

@@ -65,7 +65,7 @@ fn totals_are_those_of_the_server() {
         (&json!("serve"), &json!("tiny"), &json!("unknown"))
     );
     assert!(!report["command"].as_str().unwrap().contains("sesame"), "a key is nobody's to read");
-    assert!(table.contains(", 7 of answer, 3 at once; 6 a repeat, repeats 1, to warm up 2, seed 4"), "{table}");
+    assert!(table.contains(", 7 of answer, 3 at once; 6 a repeat, repeats: 1, warm-up: 2, seed: 4"), "{table}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use cudarc::driver::sys::{
 };
 
 use super::fault::{Gate, failed, name};
+use super::folder::Folder;
 use super::image::{self, Image};
 use super::tma::EncodedMaps;
 use super::transfer::{Landings, Staging};
@@ -109,6 +110,8 @@ pub struct Properties {
 /// An open GPU and its one stream.
 pub struct Device {
     properties: Properties,
+    /// Images instead of the embedded ones.
+    kernels: Option<Arc<Folder>>,
     /// What writes are copied from and reads are copied to.
     pub(super) staging: RefCell<Staging>,
     pub(super) landings: Landings,
@@ -121,6 +124,14 @@ impl Device {
     /// # Errors
     /// No driver, a driver too old, no GPU, or no such GPU; each is one line with the remedy.
     pub fn open(ordinal: usize) -> Result<Device> {
+        Device::open_with(ordinal, None)
+    }
+
+    /// [`Device::open`] with other images for some kernels than the embedded ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(ordinal: usize, kernels: Option<Arc<Folder>>) -> Result<Device> {
         let count = count()?;
         ensure!(ordinal < count, "no GPU cuda:{ordinal}: there are {count}, cuda:0 to cuda:{}", count - 1);
         let opening = || format!("opening cuda:{ordinal}");
@@ -145,6 +156,7 @@ impl Device {
         let gate = Arc::new(Gate::new(ordinal, context, stream));
         Ok(Device {
             properties: Properties { ordinal, name, gpu, driver: version()?, memory },
+            kernels,
             staging: RefCell::new(Staging::new(&gate).with_context(opening)?),
             landings: Landings::default(),
             gate,
@@ -154,6 +166,21 @@ impl Device {
     /// What is known about it.
     pub fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// The images that it loads instead of the embedded ones.
+    pub fn kernels(&self) -> Option<&Folder> {
+        self.kernels.as_deref()
+    }
+
+    /// Threads that a multiprocessor holds at once.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn threads_per_sm(&self) -> Result<u32> {
+        self.gate.enter()?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR;
+        Ok(u32::try_from(self.gate.check(self.gate.context.attribute(attribute))?)?)
     }
 
     /// Bytes of the L2 cache.
@@ -234,14 +261,27 @@ impl Device {
     /// # Errors
     /// No image suits, the driver refuses it, or the kernel was compiled with another parameter struct.
     pub fn load(&self, kernel: &str, params: usize) -> Result<Arc<Module>> {
-        self.load_image(image::pick(image::embedded(), kernel, self.properties.gpu.compute_capability)?, params)
+        self.load_image(&self.image(kernel)?, params)
+    }
+
+    /// The image of `cuda/<kernel>.cu` that suits this device.
+    ///
+    /// # Errors
+    /// None suits.
+    pub fn image(&self, kernel: &str) -> Result<Image<'_>> {
+        let gpu = &self.properties.gpu;
+        let other = self.kernels.as_ref().map(|folder| folder.pick(kernel, gpu)).transpose()?.flatten();
+        match other {
+            Some(image) => Ok(image),
+            None => Ok(*image::pick(image::embedded(), kernel, gpu.compute_capability)?),
+        }
     }
 
     /// [`Device::load`] of a given image.
     ///
     /// # Errors
     /// As there.
-    pub fn load_image(&self, image: &Image, params: usize) -> Result<Arc<Module>> {
+    pub fn load_image(&self, image: &Image<'_>, params: usize) -> Result<Arc<Module>> {
         self.gate.enter()?;
         // PTX is text and must end in a zero; machine code says its own length.
         let data = [image.bytes, &[0]].concat();
@@ -444,6 +484,17 @@ impl Drop for Module {
     }
 }
 
+/// What a kernel takes of a multiprocessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of local memory of a thread: registers that were spilled, and arrays that no register holds.
+    pub spilled: u32,
+    /// Bytes of shared memory of a block that the kernel has by itself.
+    pub static_smem: u32,
+}
+
 /// An entry point of a [`Module`].
 #[derive(Clone)]
 pub struct Function {
@@ -462,21 +513,42 @@ impl Function {
         self.module.params
     }
 
-    /// Registers of a thread, and bytes of local memory that a thread spills to.
+    /// What a thread and a block of it take.
     ///
     /// # Errors
     /// The driver fails.
-    pub fn registers_and_spills(&self) -> Result<(u32, u32)> {
+    pub fn resources(&self) -> Result<Resources> {
         let attribute = |a| -> Result<u32> {
             // SAFETY: the function belongs to a module that is held.
             let value = unsafe { result::function::get_function_attribute(self.raw, a) };
             Ok(u32::try_from(self.module.gate.check(value)?)?)
         };
         self.module.gate.enter()?;
-        Ok((
-            attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-        ))
+        Ok(Resources {
+            registers: attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            spilled: attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            static_smem: attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+        })
+    }
+
+    /// Blocks of so many threads and bytes of dynamic shared memory that a multiprocessor holds at once.
+    ///
+    /// # Errors
+    /// The driver fails.
+    pub fn blocks_per_sm(&self, threads: u32, smem: u32) -> Result<u32> {
+        self.module.gate.enter()?;
+        let mut blocks = 0;
+        // SAFETY: the function belongs to a module that is held, and the result is written before it is read.
+        let code = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut blocks,
+                self.raw,
+                i32::try_from(threads)?,
+                usize::try_from(smem)?,
+            )
+        };
+        self.module.gate.check(code.result())?;
+        Ok(u32::try_from(blocks)?)
     }
 }
 

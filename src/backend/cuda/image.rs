@@ -13,11 +13,11 @@ pub enum Kind {
 
 /// One `cuda/<kernel>.cu`, compiled for one architecture.
 #[derive(Clone, Copy)]
-pub struct Image {
+pub struct Image<'a> {
     /// Name of the source file without `.cu`.
     pub kernel: &'static str,
     /// The compiler's name of the target, for example `sm_90a`.
-    pub arch: &'static str,
+    pub arch: &'a str,
     /// Text or machine code.
     pub kind: Kind,
     /// Compute capability that it was compiled for: the number before the point.
@@ -27,13 +27,13 @@ pub struct Image {
     /// It uses instructions of that one architecture, so no other can run it, newer or not.
     pub exact: bool,
     /// The image as nvcc wrote it.
-    pub bytes: &'static [u8],
+    pub bytes: &'a [u8],
 }
 
-static EMBEDDED: &[Image] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+static EMBEDDED: &[Image<'static>] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Every image of this binary; none if it was built without nvcc.
-pub fn embedded() -> &'static [Image] {
+pub fn embedded() -> &'static [Image<'static>] {
     EMBEDDED
 }
 
@@ -42,7 +42,7 @@ pub fn nvcc_version() -> Option<&'static str> {
     Some(env!("OCELLI_NVCC_VERSION")).filter(|v| !v.is_empty())
 }
 
-impl Image {
+impl<'a> Image<'a> {
     /// Whether a device of this compute capability can run it.
     ///
     /// PTX runs on anything later. Machine code runs within its major version, on the same minor or a later one. Code
@@ -56,7 +56,7 @@ impl Image {
     }
 
     /// Names of its kernels, sorted: what PTX declares as `.entry NAME`, and sections `.text.NAME` in machine code.
-    pub fn entries(&self) -> Vec<&'static str> {
+    pub fn entries(&self) -> Vec<&'a str> {
         let (mark, name_ends): (&[u8], fn(&u8) -> bool) = match self.kind {
             Kind::Ptx => (b".entry ", |b| !b.is_ascii_alphanumeric() && *b != b'_'),
             Kind::Cubin => (b"\0.text.", |b| *b == 0),
@@ -75,7 +75,7 @@ impl Image {
 }
 
 /// Whether `images` hold machine code of compute capability 9.0 with the instructions that no other has.
-pub fn has_sm_90a(images: &[Image]) -> bool {
+pub fn has_sm_90a(images: &[Image<'_>]) -> bool {
     images.iter().any(|i| i.kind == Kind::Cubin && i.exact && (i.major, i.minor) == (9, 0))
 }
 
@@ -83,7 +83,7 @@ pub fn has_sm_90a(images: &[Image]) -> bool {
 ///
 /// # Errors
 /// No image at all, no such kernel, or none that this compute capability can run; each with the remedy.
-pub fn pick<'a>(images: &'a [Image], kernel: &str, capability: (u32, u32)) -> Result<&'a Image> {
+pub fn pick<'a, 'b>(images: &'b [Image<'a>], kernel: &str, capability: (u32, u32)) -> Result<&'b Image<'a>> {
     let of_kernel = || images.iter().filter(|i| i.kernel == kernel);
     let best = of_kernel().filter(|i| i.runs_on(capability)).max_by_key(|i| (i.kind, i.major, i.minor, i.exact));
     if let Some(image) = best {
@@ -117,15 +117,15 @@ pub fn pick<'a>(images: &'a [Image], kernel: &str, capability: (u32, u32)) -> Re
 mod tests {
     use super::*;
 
-    const fn image(arch: &'static str, kind: Kind, major: u32, minor: u32, exact: bool) -> Image {
+    const fn image(arch: &'static str, kind: Kind, major: u32, minor: u32, exact: bool) -> Image<'static> {
         Image { kernel: "gemm", arch, kind, major, minor, exact, bytes: &[] }
     }
 
-    const PTX_80: Image = image("compute_80", Kind::Ptx, 8, 0, false);
-    const SM_90A: Image = image("sm_90a", Kind::Cubin, 9, 0, true);
-    const DEFAULT: &[Image] = &[PTX_80, SM_90A];
+    const PTX_80: Image<'static> = image("compute_80", Kind::Ptx, 8, 0, false);
+    const SM_90A: Image<'static> = image("sm_90a", Kind::Cubin, 9, 0, true);
+    const DEFAULT: &[Image<'static>] = &[PTX_80, SM_90A];
 
-    fn picked(images: &[Image], capability: (u32, u32)) -> String {
+    fn picked(images: &[Image<'_>], capability: (u32, u32)) -> String {
         pick(images, "gemm", capability).map_or_else(|e| e.to_string(), |i| i.arch.to_owned())
     }
 

@@ -11,7 +11,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
 
 use super::record::{Bench, Better, Figure, Input, Record};
 use super::table::number;
@@ -58,7 +59,8 @@ impl Verdict {
         }
     }
 
-    fn words(self) -> &'static str {
+    /// In a table or a chart.
+    pub fn words(self) -> &'static str {
         match self {
             Verdict::Faster => "faster",
             Verdict::Slower => "slower",
@@ -110,7 +112,7 @@ impl Baseline {
             ensure!(then == now, "the {what} of {name} is {then}, and here it is {now}: they cannot be compared");
         }
         if let Some((field, then, here)) = difference(&before.input, &now.input) {
-            anyhow::bail!("{field} is {then} in {name}, and here it is {here}: they cannot be compared");
+            bail!("{field} is {then} in {name}, and here it is {here}: they cannot be compared");
         }
         let mut table = format!("against {name} of {}\n", before.date);
         for (what, then, here) in [
@@ -151,17 +153,15 @@ fn ratio(then: f64, now: f64) -> String {
 }
 
 /// The first thing that was asked in another way, with both. How often does not matter.
-fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
-    let fields = |input: &Input| {
+pub(super) fn difference(before: &Input, now: &Input) -> Option<(String, String, String)> {
+    // As text, because numbers with a fraction may lose their last bit on the way through a file.
+    let fields = |input: &Input| -> Option<Map<String, Value>> {
         let input = Input { repeats: 0, warmup: 0, ..input.clone() };
-        serde_json::to_value(input).unwrap_or_default()
+        serde_json::from_str(&serde_json::to_string(&input).ok()?).ok()
     };
-    let (before, now) = (fields(before), fields(now));
-    let (before, now) = (before.as_object()?, now.as_object()?);
-    before.iter().find(|(name, then)| now.get(*name) != Some(then)).map(|(name, then)| {
-        let here = now.get(name).map_or_else(String::new, ToString::to_string);
-        (format!("input.{name}"), then.to_string(), here)
-    })
+    let (before, now) = (fields(before)?, fields(now)?);
+    let other = before.iter().find(|(name, then)| now.get(*name) != Some(then));
+    other.map(|(name, then)| (format!("input.{name}"), then.to_string(), now[name].to_string()))
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ mod tests {
         let checkpoint = Checkpoint::open(Path::new("demo/llava-shapes"), &Options::default()).unwrap();
         let picture = std::fs::read("demo/images/shapes.jpg").unwrap();
         let of = |pictures: &[Bytes], prompt, output| RequestCost::of(&checkpoint, pictures, prompt, output).unwrap();
-        let (text, seen) = (of(&[], 200, 3), of(&[picture.clone()], 200, 3));
+        let (text, seen) = (of(&[], 200, 3), of(std::slice::from_ref(&picture), 200, 3));
         let model = build(&checkpoint, 200, 2).unwrap();
         assert_eq!(seen.prefill_flops - text.prefill_flops, model.encode_plan(1).cost().flops);
         assert_eq!(of(&[picture.clone(), picture], 200, 3).prefill_flops - text.prefill_flops, {

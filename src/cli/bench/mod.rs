@@ -7,6 +7,7 @@
 //! | `samples` | many numbers in a few |
 //! | `table` | a record for people |
 //! | `baseline` | a record beside an earlier one, and what may be said of the difference |
+//! | `report` | a folder of records and traces as a page |
 //! | `outcome` | where a record goes |
 //! | `machine` | what a figure must name, and the ceilings that it stands below |
 //! | `work`, `pictures` | what is asked |
@@ -19,6 +20,7 @@ mod machine;
 mod outcome;
 mod pictures;
 pub(crate) mod record;
+mod report;
 mod samples;
 #[cfg(feature = "server")]
 mod serve;
@@ -44,6 +46,8 @@ pub(crate) enum BenchCommand {
     Vision(vision::VisionArgs),
     /// From the start of a process to its first token, and where that time goes
     Startup(startup::StartupArgs),
+    /// A folder of what these left behind, as one page: tables, rooflines, bars of a token, and what changed
+    Report(report::ReportArgs),
 }
 
 pub(super) fn run(command: &BenchCommand) -> Result<()> {
@@ -54,5 +58,6 @@ pub(super) fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Serve(args) => serve::run(args),
         BenchCommand::Vision(args) => vision::run(args),
         BenchCommand::Startup(args) => startup::run(args),
+        BenchCommand::Report(args) => report::run(args),
     }
 }

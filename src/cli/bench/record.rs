@@ -267,11 +267,17 @@ pub(super) mod tests {
 
     #[test]
     fn a_record_outlives_the_way_through_json() {
+        let mut even = record(&[vec![25.0; 3], vec![25.0]]);
+        even.more.insert("mean_ttft_ms".into(), json!(25.0));
+        let text = serde_json::to_string(&even).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), even);
+    }
+
+    #[test]
+    fn the_fields_are_those_that_others_read() {
         let mut record = record(&[vec![10.0, 30.0, 20.0], vec![40.0]]);
         record.more.insert("mean_ttft_ms".into(), json!(25.0));
-        let text = serde_json::to_string(&record).unwrap();
-        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
-        let value: Value = serde_json::from_str(&text).unwrap();
+        let value = serde_json::to_value(&record).unwrap();
         assert_eq!((&value["bench"], &value["mean_ttft_ms"]), (&json!("latency"), &json!(25.0)));
         let names: Vec<_> = value["figures"].as_object().unwrap().keys().collect();
         assert_eq!(names, ["ttft_ms", "queue_ms", "decode_gb_s"], "in the order of the table");

@@ -44,7 +44,7 @@ fn work(record: &Record) -> String {
         text += &format!(", {rate} a second");
     }
     let Input { requests, repeats, warmup, seed, .. } = input;
-    text + &format!("; {requests} a repeat, repeats {repeats}, to warm up {warmup}, seed {seed}\n")
+    text + &format!("; {requests} a repeat, repeats: {repeats}, warm-up: {warmup}, seed: {seed}\n")
 }
 
 /// `3 pictures: 640x480 (2), 336x336`

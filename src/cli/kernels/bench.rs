@@ -1,6 +1,5 @@
 //! `ocelli kernels bench`: what does it take, and what would it take at best?
 
-use std::fs;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{BenchArgs, say};
 use crate::cli::date::utc;
+use crate::cli::machine::driver_name;
 use crate::mem::DType;
 use crate::workbench::bench::{Bench, Ceilings, Measured};
 use crate::workbench::{Case, Size, cases};
@@ -16,7 +16,9 @@ use crate::workbench::{Case, Size, cases};
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let cases = args.selection.cases(|size| size != Size::Edge)?;
     let dtype = args.dtype.dtype();
-    let bench = Bench::new(0, dtype, args.against.is_some())?;
+    let folder = args.images.folder()?;
+    let mut bench = Bench::new(0, dtype, args.against.is_some())?;
+    bench.use_kernels(folder);
     let machine = Machine::of(&bench);
     let library = bench.library().map(|l| l.unwrap_or_else(|missing| format!("not present: {missing}")));
     if let Some(library) = &library {
@@ -104,11 +106,7 @@ struct Machine {
 impl Machine {
     fn of(bench: &Bench) -> Machine {
         let properties = bench.properties();
-        let (major, minor) = properties.driver;
-        // The kernel module's own number; a container may hide it.
-        let number = fs::read_to_string("/sys/module/nvidia/version").unwrap_or_default();
-        let driver = format!("{} (CUDA {major}.{minor})", number.trim());
-        Machine { gpu: properties.name.clone(), driver: driver.trim_start().to_owned(), date: utc(SystemTime::now()) }
+        Machine { gpu: properties.name.clone(), driver: driver_name(properties), date: utc(SystemTime::now()) }
     }
 
     fn with_machine(&self, mut line: Value) -> Value {

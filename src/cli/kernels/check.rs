@@ -17,7 +17,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<()> {
         Fill::Zeros => (0, "zeros"),
     };
     let dtypes = args.dtype.map_or(vec![Float::F16, Float::Bf16], |dtype| vec![dtype]);
-    let checker = Checker::new(0, &cases)?;
+    let checker = Checker::with(0, args.images.folder()?, &cases)?;
     let device = checker.device().properties();
     writeln!(io::stderr(), "{} cases on {}, memory filled with {fill_name}", cases.len() * dtypes.len(), device.name)?;
 
@@ -43,6 +43,7 @@ fn as_json(case: &Case, dtype: DType, fill: &str, verdict: &Verdict) -> String {
         "fill": fill,
         "ok": fault.is_none(),
         // Infinite and not a number, which JSON does not have, are null.
+        "tolerance": case.tolerance.to_string(),
         "tolerance_used": used,
         "hash": format!("{hash:016x}"),
         "fault": fault,
@@ -50,10 +51,11 @@ fn as_json(case: &Case, dtype: DType, fill: &str, verdict: &Verdict) -> String {
     .to_string()
 }
 
-fn as_text(case: &Case, dtype: DType, verdict: &Verdict) -> String {
+pub(super) fn as_text(case: &Case, dtype: DType, verdict: &Verdict) -> String {
     let Verdict { used, hash, fault } = verdict;
     let word = if fault.is_none() { "ok" } else { "FAILED" };
     let used = format!("{:.1} %", 100.0 * used);
     let fault = fault.as_ref().map_or_else(String::new, |fault| format!("\n       {fault}"));
-    format!("{word:<6} {:<15} {:<5} {:<36} {used:>8}  {hash:016x}{fault}", case.op, dtype.name(), case.name)
+    let Case { op, name, tolerance, .. } = case;
+    format!("{word:<6} {op:<15} {:<5} {name:<36} {used:>8} of {tolerance:<22} {hash:016x}{fault}", dtype.name())
 }

@@ -4,14 +4,28 @@
 mod bench;
 #[cfg(feature = "cuda")]
 mod check;
+#[cfg(feature = "cuda")]
+mod compile;
+#[cfg(feature = "cuda")]
+mod disassemble;
+mod dump;
 mod list;
+#[cfg(feature = "cuda")]
+mod watch;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use anyhow::Context;
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::folder::Folder;
 #[cfg(feature = "cuda")]
 use crate::mem::DType;
 use crate::ops::Op;
@@ -26,16 +40,25 @@ pub(crate) struct KernelsArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Ops, their cases, and the kernels in this build; with a GPU their registers and spills
+    /// Ops, their cases, and the kernels in this build; with a GPU what they take of it
     List(ListArgs),
     /// Run kernels and references on the same bytes and compare what they write
     Check(CheckArgs),
     /// Time kernels, beside what this GPU reads and multiplies at best
     Bench(BenchArgs),
+    /// Print the code of an op's kernels
+    Dump(dump::DumpArgs),
+    /// Compile, check and time a kernel whenever its source is saved
+    Watch(WatchArgs),
 }
 
 #[derive(Args)]
 struct ListArgs {
+    /// One op; all when left out
+    #[arg(value_parser = PossibleValuesParser::new(Op::NAMES), hide_possible_values = true)]
+    name: Option<String>,
+    #[command(flatten)]
+    images: Images,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -47,15 +70,36 @@ struct Selection {
     /// One op; all when left out
     #[arg(value_parser = PossibleValuesParser::new(Op::NAMES), hide_possible_values = true)]
     name: Option<String>,
-    /// Only cases whose name contains this
-    #[arg(long, value_name = "FILTER")]
+    /// Only cases whose name contains this; or any matrix product of gemm and gemv: MxNxK, or MxNxK,swiglu and so on
+    #[arg(long, value_name = "FILTER|MxNxK")]
     shape: Option<String>,
+}
+
+/// Which images.
+#[derive(Args)]
+struct Images {
+    /// A folder of kernels (KERNEL.ARCH.cubin or .ptx) to load instead of the program's own
+    #[arg(long, env = "OCELLI_KERNEL_DIR", value_name = "DIR")]
+    kernel_dir: Option<PathBuf>,
+}
+
+#[cfg(feature = "cuda")]
+impl Images {
+    /// The folder, if there is one. Says on stderr what it replaces.
+    fn folder(&self) -> Result<Option<Arc<Folder>>> {
+        let Some(dir) = &self.kernel_dir else { return Ok(None) };
+        let folder = Folder::read(dir)?;
+        super::tell(format_args!("warning: {}", folder.describe()));
+        Ok(Some(Arc::new(folder)))
+    }
 }
 
 #[derive(Args)]
 struct CheckArgs {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    images: Images,
     /// Only the edges, which are quick even under a tool that slows the GPU down
     #[arg(long)]
     small: bool,
@@ -74,6 +118,8 @@ struct CheckArgs {
 struct BenchArgs {
     #[command(flatten)]
     selection: Selection,
+    #[command(flatten)]
+    images: Images,
     /// The float type
     #[arg(long, default_value = "bf16")]
     dtype: Float,
@@ -86,6 +132,28 @@ struct BenchArgs {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct WatchArgs {
+    /// The kernel's source: FILE.cu, named as its op; headers are looked for beside it
+    #[arg(value_name = "FILE.cu")]
+    file: PathBuf,
+    /// Check and time only cases whose name contains this (edges are checked, all of them); or any matrix product: MxNxK
+    #[arg(long, value_name = "FILTER|MxNxK")]
+    shape: Option<String>,
+    /// The float type to time; both are checked
+    #[arg(long, default_value = "bf16")]
+    dtype: Float,
+    /// Samples of each case
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(20..=10_000))]
+    repeat: u32,
+    /// Architecture to compile for; the GPU's when left out, or sm_90a without one
+    #[arg(long, value_name = "sm_NN|compute_NN")]
+    arch: Option<String>,
+    /// Once, now; fails if the kernel does not compile or is wrong
+    #[arg(long)]
+    once: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -122,10 +190,13 @@ enum Library {
 pub(super) fn run(args: &KernelsArgs) -> Result<()> {
     match &args.command {
         Command::List(args) => list::run(args),
+        Command::Dump(args) => dump::run(args),
         #[cfg(feature = "cuda")]
         Command::Check(args) => check::run(args),
         #[cfg(feature = "cuda")]
         Command::Bench(args) => bench::run(args),
+        #[cfg(feature = "cuda")]
+        Command::Watch(args) => watch::run(args),
         #[cfg(not(feature = "cuda"))]
         _ => anyhow::bail!("this needs a GPU, and this build leaves CUDA out: build with --features cuda"),
     }
@@ -134,12 +205,23 @@ pub(super) fn run(args: &KernelsArgs) -> Result<()> {
 #[cfg(feature = "cuda")]
 impl Selection {
     fn cases(&self, wanted: impl Fn(Size) -> bool) -> Result<Vec<Case>> {
-        let mut cases = cases::select(self.name.as_deref(), self.shape.as_deref());
-        cases.retain(|case| wanted(case.size));
-        let (op, shape) = (self.name.as_deref().unwrap_or("any op"), self.shape.as_deref().unwrap_or(""));
-        anyhow::ensure!(!cases.is_empty(), "no case of {op} matches --shape \"{shape}\": see ocelli kernels list");
-        Ok(cases)
+        select(self.name.as_deref(), self.shape.as_deref(), wanted)
     }
+}
+
+/// Cases of an op, or of all, by their name or, where it takes any, their size.
+#[cfg(feature = "cuda")]
+fn select(op: Option<&str>, shape: Option<&str>, wanted: impl Fn(Size) -> bool) -> Result<Vec<Case>> {
+    let mut cases = cases::select(op, shape);
+    cases.retain(|case| wanted(case.size));
+    if let (true, Some(op), Some(shape)) = (cases.is_empty(), op, shape)
+        && shape.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Ok(vec![cases::product(op, shape).with_context(|| format!("--shape {shape}"))?]);
+    }
+    let (op, shape) = (op.unwrap_or("any op"), shape.unwrap_or(""));
+    anyhow::ensure!(!cases.is_empty(), "no case of {op} matches --shape \"{shape}\": see ocelli kernels list");
+    Ok(cases)
 }
 
 /// Print a line now: cases take a while, and somebody may be watching.

@@ -130,6 +130,11 @@ impl Product {
     }
 }
 
+/// A product of any size.
+pub(super) fn case(size: [usize; 3], epilogue: Epilogue) -> Case {
+    product("asked", size, epilogue).case(Size::Real)
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let head = |m| wide("lm_head", [m, 32064, 4096]);
     let real = [1, 8, 645].into_iter().flat_map(layer).chain([head(1), head(8)]).chain(VISION).chain(PHI);

@@ -114,6 +114,11 @@ impl Product {
     }
 }
 
+/// A product of any size.
+pub(super) fn case(size: [usize; 3], epilogue: Epilogue) -> Case {
+    product("asked", size, epilogue).case(Size::Real)
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let real = [1, 8].into_iter().flat_map(layer).chain(PHI).map(|p| p.case(Size::Real));
     EDGES.into_iter().map(|p| p.case(Size::Edge)).chain(real).collect()

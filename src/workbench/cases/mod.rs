@@ -13,8 +13,13 @@ mod rows;
 mod sample;
 mod vision;
 
+use std::fmt::{self, Display};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::kernel::Kernel;
 use crate::mem::DType;
-use crate::ops::Op;
+use crate::ops::{Epilogue, Gemm, Gemv, Op};
 
 use super::Bed;
 
@@ -53,6 +58,19 @@ impl Tolerance {
     pub fn allowed(&self, dtype: DType, stored: DType, value: f64) -> f64 {
         let before = self.arithmetic + self.roundings * roundoff(dtype);
         before + self.ulps * ulp(stored, value.abs() + before)
+    }
+}
+
+impl Display for Tolerance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tolerance { arithmetic, roundings, ulps } = *self;
+        if *self == Tolerance::BITS {
+            return f.pad("bits");
+        }
+        let absolute = (arithmetic > 0.0).then(|| format!("{arithmetic:.1e}"));
+        let roundings = (roundings > 0.0).then(|| format!("{roundings:.3} u"));
+        let ulps = (ulps > 0.0).then(|| format!("{ulps:.3} ulp"));
+        f.pad(&[absolute, roundings, ulps].into_iter().flatten().collect::<Vec<_>>().join(" + "))
     }
 }
 
@@ -115,6 +133,41 @@ pub fn select(name: Option<&str>, shape: Option<&str>) -> Vec<Case> {
     let mut cases = all();
     cases.retain(|case| name.is_none_or(|n| case.op == n) && shape.is_none_or(|s| case.name.contains(s)));
     cases
+}
+
+/// The case of a matrix product of any size: `MxNxK`, or `MxNxK,swiglu` and so on.
+///
+/// # Errors
+/// Another op, no such size, or one that the op does not take.
+pub fn product(op: &str, shape: &str) -> Result<Case> {
+    let (size, epilogue) = shape.split_once(',').unwrap_or((shape, "store"));
+    let epilogue = match epilogue {
+        "store" => Epilogue::Store,
+        "add_residual" => Epilogue::AddResidual,
+        "swiglu" => Epilogue::SwiGlu,
+        "gelu" if op == Gemm::NAME => Epilogue::Gelu,
+        "quick_gelu" if op == Gemm::NAME => Epilogue::QuickGelu,
+        other => bail!(
+            "{op} has no epilogue `{other}`; there are store, add_residual and swiglu, of gemm gelu and quick_gelu, too"
+        ),
+    };
+    let numbers: Vec<usize> = size.split('x').map_while(|n| n.parse().ok()).collect();
+    let [m, n, k] = numbers[..] else {
+        bail!("`{size}` is no shape of a matrix product; write MxNxK, for example 577x4096x1024")
+    };
+    let most = 1 << 20;
+    ensure!([m, n, k].iter().all(|d| (1..=most).contains(d)), "{size}: each of M, N and K must be from 1 to {most}");
+    let elements = [(m, k), (n, k), (m, n)].map(|(rows, cols)| rows * cols).into_iter().sum::<usize>();
+    ensure!(elements <= 1 << 30, "{size} has {elements} elements in its three matrices; at most 2^30 are laid out");
+    ensure!(epilogue != Epilogue::SwiGlu || n.is_multiple_of(2), "swiglu takes columns in pairs, and N is {n}");
+    match op {
+        Gemm::NAME => Ok(gemm::case([m, n, k], epilogue)),
+        Gemv::NAME => {
+            ensure!(m <= Gemv::MAX_ROWS, "gemv takes 1 to {} rows, and M is {m}; gemm takes more", Gemv::MAX_ROWS);
+            Ok(gemv::case([m, n, k], epilogue))
+        }
+        _ => bail!("gemm and gemv take any shape; {op} has those of its table"),
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,62 @@
+//! Kernels from a folder on a GPU.
+
+use std::fs;
+use std::sync::Arc;
+
+use ocelli::backend::cuda::driver::Device;
+use ocelli::backend::cuda::folder::Folder;
+use ocelli::backend::cuda::image::{self, Kind};
+use ocelli::mem::{Bases, DType};
+use ocelli::workbench::check::Checker;
+use ocelli::workbench::{Bed, Numbers, Size, cases};
+
+use crate::gpu;
+
+/// The image that this device would run of `kernel`, under another name in a folder.
+fn folder(kernel: &str, name: &str) -> Arc<Folder> {
+    let device = Device::open(0).expect("the GPU opens");
+    let image = device.image(kernel).expect("an image");
+    let dir = tempfile::tempdir().expect("a folder");
+    let extension = if image.kind == Kind::Ptx { "ptx" } else { "cubin" };
+    fs::write(dir.path().join(format!("{name}.{}.{extension}", image.arch)), image.bytes).expect("a file");
+    Arc::new(Folder::read(dir.path()).expect("a folder of kernels"))
+}
+
+#[test]
+fn the_kernels_of_a_folder_run_and_another_kernels_image_is_refused() {
+    if gpu::device().is_none() {
+        return;
+    }
+    let mut cases = cases::select(Some("gather"), None);
+    cases.retain(|case| case.size == Size::Edge);
+    let own = Checker::with(0, Some(folder("gather", "gather")), &cases).expect("a checker");
+    for case in &cases {
+        let verdicts = own.check(case, DType::Bf16, &[0xff]).expect("it runs");
+        assert!(verdicts.iter().all(|verdict| verdict.fault.is_none()), "{}", case.name);
+    }
+    let other = Checker::with(0, Some(folder("rmsnorm", "gather")), &cases).expect("a checker");
+    let error = format!("{:#}", other.check(&cases[0], DType::Bf16, &[0xff]).expect_err("another kernel"));
+    assert!(error.contains("cuda/gather.cu exports no gather_params_size"), "{error}");
+}
+
+/// What a case asks of a multiprocessor is there.
+#[test]
+fn every_launch_of_the_table_fits_a_multiprocessor() {
+    let Some(device) = gpu::device() else { return };
+    let info = device.properties().gpu;
+    for case in cases::all() {
+        let op = case.build(&mut Bed::new(DType::Bf16, Numbers::Exact));
+        let launched = op.launched(&Bases::new([0; 4]), &info);
+        let module = device.load(launched.kernel, launched.params().len()).expect("it loads");
+        let g = launched.geometry;
+        let function = module.function(g.symbol, g.smem).expect("an entry point");
+        let threads = g.block.iter().product();
+        let blocks = function.blocks_per_sm(threads, g.smem).expect("an occupancy");
+        assert!(
+            blocks >= 1 && blocks * threads <= device.threads_per_sm().expect("an attribute"),
+            "{} {g:?}",
+            case.name
+        );
+    }
+    assert!(!image::embedded().is_empty());
+}
