@@ -57,7 +57,8 @@ impl Compiler {
         // Nothing of the version before may be taken for this one.
         let _ = fs::remove_file(&self.image);
         let mut command = nvcc::command(&self.nvcc, &self.arch, &self.source, &self.image);
-        command.arg("-Xptxas=-v");
+        // A source that was copied elsewhere to be tried has the headers of the repository that this runs in.
+        command.args(["-Icuda", "-Xptxas=-v"]);
         let ran = command.output().with_context(|| format!("running {}", self.nvcc.display()))?;
         let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
         if !ran.status.success() {

@@ -12,7 +12,7 @@ struct Form {
     /// The text that newer GPUs compile for themselves
     #[arg(long)]
     ptx: bool,
-    /// The instructions of a GPU, by nvdisasm or cuobjdump of the CUDA toolkit
+    /// The instructions of a GPU, by nvdisasm of the CUDA toolkit
     #[arg(long)]
     sass: bool,
 }

@@ -18,7 +18,7 @@ use crate::backend::cuda::nvcc::Arch;
 use crate::cli::tell;
 use crate::mem::DType;
 use crate::ops::Op;
-use crate::workbench::bench::{Bench, Measured};
+use crate::workbench::bench::{Bench, Ceilings, Measured};
 use crate::workbench::check::Checker;
 use crate::workbench::{Case, Size, cases};
 
@@ -148,7 +148,7 @@ impl Gpu {
         self.bench.use_kernels(Some(folder));
         for case in select(Some(op), args.shape.as_deref(), |size| size != Size::Edge)? {
             let now = self.bench.measure(&case, args.dtype.dtype(), args.repeat as usize)?;
-            say(&row(&case, &now, self.before.get(&case.name), self.bench.ceilings.read))?;
+            say(&row(&case, &now, self.before.get(&case.name), &self.bench.ceilings))?;
             self.before.insert(case.name, now);
         }
         say(&format!("timed in {:.1} s", start.elapsed().as_secs_f64()))
@@ -156,9 +156,11 @@ impl Gpu {
 }
 
 /// A case beside the version before. Where the two spreads overlap, there is no change to speak of.
-fn row(case: &Case, now: &Measured, before: Option<&Measured>, read: f64) -> String {
+fn row(case: &Case, now: &Measured, before: Option<&Measured>, ceilings: &Ceilings) -> String {
     let us = |seconds: f64| 1e6 * seconds;
-    let percent = 100.0 * now.bandwidth() / read;
+    // A kernel is as good as the larger of its two shares.
+    let (read, matrix) = (now.bandwidth() / ceilings.read, now.rate() / ceilings.best_matrix());
+    let (share, best) = if matrix > read { (matrix, "multiplying") } else { (read, "reading") };
     let change = before.map_or_else(String::new, |before| {
         let (a, b) = (before.seconds, now.seconds);
         let word = if b.high < a.low {
@@ -171,11 +173,12 @@ fn row(case: &Case, now: &Measured, before: Option<&Measured>, read: f64) -> Str
         format!("  {:+.1} % {word}", 100.0 * (b.median / a.median - 1.0))
     });
     format!(
-        "{:<36} {:>9.2} us ({:.2} .. {:.2})  {percent:>5.1} % of reading{change}",
+        "{:<36} {:>9.2} us ({:.2} .. {:.2})  {:>5.1} % of {best}{change}",
         case.name,
         us(now.seconds.median),
         us(now.seconds.low),
-        us(now.seconds.high)
+        us(now.seconds.high),
+        100.0 * share
     )
 }
 
