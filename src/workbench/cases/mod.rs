@@ -152,7 +152,7 @@ pub fn product(op: &str, shape: &str) -> Result<Case> {
         ),
     };
     let numbers: Option<Vec<usize>> = size.split('x').map(|n| n.parse().ok()).collect();
-    let Some([m, n, k]) = numbers.and_then(|numbers| numbers.try_into().ok()) else {
+    let Some(&[m, n, k]) = numbers.as_deref() else {
         bail!("`{size}` is no shape of a matrix product; write MxNxK, for example 577x4096x1024")
     };
     let most = 1 << 20;
