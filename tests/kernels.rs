@@ -24,7 +24,7 @@ impl Desk {
         let nvcc = desk.path("nvcc");
         let script = "#!/bin/sh\nwhile [ $# -gt 0 ]; do case $1 in -o) out=$2;; *.cu) source=$1;; esac; shift; done\n\
                       if grep -q broken $source; then echo \"$source(1): error: expected a ;\" >&2; exit 2; fi\n\
-                      printf '\\177ELF' > $out\n\
+                      case $out in *.ptx) (echo //; cat $source) > $out;; *) printf '\\177ELF' > $out;; esac\n\
                       echo \"ptxas info    : Compiling entry function 'gather_bf16' for 'sm_90a'\"\n\
                       echo 'ptxas info    : Function properties for gather_bf16'\n\
                       echo 'ptxas info    : Used 32 registers, used 1 barriers'\n";
@@ -162,12 +162,21 @@ fn the_text_of_a_kernel_is_printed_or_it_is_said_what_there_is() {
         "{}",
         text(&missing.stderr)
     );
-    let arch = desk.command(&["dump", "gather", "--sass", "--arch", "sm_80"]).output().unwrap();
+    let elsewhere = |form: &str, arch: &str| {
+        let mut command = desk.command(&["dump", "gather", form, "--arch", arch]);
+        command.current_dir(desk.dir.path()).output().unwrap()
+    };
+    let arch = elsewhere("--sass", "sm_80");
     assert!(
         text(&arch.stderr).contains("no machine code of gather for sm_80; the build has "),
         "{}",
         text(&arch.stderr)
     );
+    fs::create_dir(desk.path("cuda")).unwrap();
+    desk.save("cuda/gather.cu", ".entry gather_bf16");
+    assert_eq!(text(&elsewhere("--ptx", "compute_90a").stdout), "//\n.entry gather_bf16");
+    let mixed = elsewhere("--ptx", "sm_89");
+    assert!(text(&mixed.stderr).contains("--arch sm_89: PTX is for compute_NN"), "{}", text(&mixed.stderr));
 }
 
 #[test]

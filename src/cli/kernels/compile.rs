@@ -1,8 +1,8 @@
 //! One kernel, compiled as a build would.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{env, fs, process};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -65,6 +65,32 @@ impl Compiler {
             bail!("{} does not compile for {}\n{}", self.source.display(), self.arch.name, said.trim_end());
         }
         Ok(Compiled { said: summary(&said), seconds: start.elapsed().as_secs_f64() })
+    }
+}
+
+/// A folder for what is compiled, gone with this value.
+pub struct TemporaryDir(PathBuf);
+
+impl TemporaryDir {
+    /// A new one.
+    ///
+    /// # Errors
+    /// The system has no room for it.
+    pub fn new() -> Result<TemporaryDir> {
+        let path = env::temp_dir().join(format!("ocelli-kernels-{}", process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(TemporaryDir(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // What is left behind in a folder for temporary files harms nobody.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::compile::{Compiled, Compiler};
+use super::compile::{Compiled, Compiler, TemporaryDir};
 use super::{WatchArgs, check, say, select};
 use crate::backend::cuda::driver;
 use crate::backend::cuda::folder::Folder;
@@ -32,7 +32,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<()> {
     let arch = args.arch.clone().unwrap_or(arch);
     let arch = Arch::parse(&arch)
         .with_context(|| format!("--arch {arch}: compute_NN is PTX, sm_NN machine code, NN >= 80"))?;
-    let dir = tempfile_dir()?;
+    let dir = TemporaryDir::new()?;
     let compiler = Compiler::new(watched.op, arch, &args.file, dir.path())?;
     loop {
         let saved = watched.saved();
@@ -180,26 +180,4 @@ fn row(case: &Case, now: &Measured, before: Option<&Measured>, ceilings: &Ceilin
         us(now.seconds.high),
         100.0 * share
     )
-}
-
-/// A folder for what is compiled, gone with this value.
-fn tempfile_dir() -> Result<TemporaryDir> {
-    let path = std::env::temp_dir().join(format!("ocelli-kernels-{}", std::process::id()));
-    fs::create_dir_all(&path).map_err(|e| anyhow!("{}: {e}", path.display()))?;
-    Ok(TemporaryDir(path))
-}
-
-struct TemporaryDir(PathBuf);
-
-impl TemporaryDir {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TemporaryDir {
-    fn drop(&mut self) {
-        // What is left behind in a folder for temporary files harms nobody.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
