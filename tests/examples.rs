@@ -10,6 +10,8 @@ mod async_tokio;
 mod chat;
 #[path = "../examples/custom_model.rs"]
 mod custom_model;
+#[path = "../examples/embedding.rs"]
+mod embedding;
 #[path = "../examples/offline_batch.rs"]
 mod offline_batch;
 #[path = "../examples/sampling.rs"]
@@ -49,6 +51,18 @@ fn async_tokio_answers_in_order() {
         "yellow-square.jpg: A yellow square.".into(),
     ];
     assert_eq!(lines(async_tokio::run), expected);
+}
+
+#[test]
+fn embedding_refuses_gives_up_and_answers() {
+    let expected = [
+        format!("in time: {SHAPES}"),
+        "impatient: too late".into(),
+        "one too many: busy, try again in a second".into(),
+        format!("waited: {SHAPES}"),
+        format!("waited: {SHAPES}"),
+    ];
+    assert_eq!(lines(embedding::run), expected);
 }
 
 #[test]

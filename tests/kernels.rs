@@ -24,8 +24,9 @@ impl Desk {
         let nvcc = desk.path("nvcc");
         let script = "#!/bin/sh\nwhile [ $# -gt 0 ]; do case $1 in -o) out=$2;; *.cu) source=$1;; esac; shift; done\n\
                       if grep -q broken $source; then echo \"$source(1): error: expected a ;\" >&2; exit 2; fi\n\
-                      printf '\\177ELF' > $out\n\
+                      case $out in *.ptx) (echo //; cat $source) > $out;; *) printf '\\177ELF' > $out;; esac\n\
                       echo \"ptxas info    : Compiling entry function 'gather_bf16' for 'sm_90a'\"\n\
+                      echo 'ptxas info    : Function properties for gather_bf16'\n\
                       echo 'ptxas info    : Used 32 registers, used 1 barriers'\n";
         fs::write(&nvcc, script).unwrap();
         fs::set_permissions(&nvcc, fs::Permissions::from_mode(0o755)).unwrap();
@@ -75,6 +76,31 @@ fn a_kernel_that_does_not_compile_fails_with_the_compilers_words() {
     let said = text(&ran.stderr);
     assert_eq!(ran.status.code(), Some(1));
     assert!(said.contains("gather.cu does not compile for sm_90a\n") && said.contains("error: expected a ;"), "{said}");
+}
+
+/// What the shell script stands for, where there is a compiler.
+#[test]
+fn a_real_compiler_tells_the_same() {
+    let desk = Desk::new();
+    let watch = |file: &Path| {
+        let mut command = desk.command(&["watch", file.to_str().unwrap(), "--once", "--arch", "sm_90a"]);
+        command.env_remove("OCELLI_NVCC").envs(std::env::var_os("CUDA_HOME").map(|home| ("CUDA_HOME", home)));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()
+    };
+    let ran = watch(Path::new("cuda/gather.cu"));
+    if text(&ran.stderr).contains("there is no nvcc") {
+        println!("skipped: no nvcc");
+        return;
+    }
+    let out = text(&ran.stdout);
+    assert!(ran.status.success() && out.contains(" registers: gather_bf16 gather_f16\n"), "{out}{}", text(&ran.stderr));
+    // A copy elsewhere has the same headers.
+    let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/gather.cu")).unwrap();
+    desk.save("gather.cu", &source.replace("pdl_wait();", "pdl_wait()"));
+    fs::remove_file(desk.path("common.cuh")).unwrap();
+    let ran = watch(&desk.path("gather.cu"));
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(text(&ran.stderr).contains("error: expected a \";\""), "{}", text(&ran.stderr));
 }
 
 #[test]
@@ -136,12 +162,21 @@ fn the_text_of_a_kernel_is_printed_or_it_is_said_what_there_is() {
         "{}",
         text(&missing.stderr)
     );
-    let arch = desk.command(&["dump", "gather", "--sass", "--arch", "sm_80"]).output().unwrap();
+    let elsewhere = |form: &str, arch: &str| {
+        let mut command = desk.command(&["dump", "gather", form, "--arch", arch]);
+        command.current_dir(desk.dir.path()).output().unwrap()
+    };
+    let arch = elsewhere("--sass", "sm_80");
     assert!(
         text(&arch.stderr).contains("no machine code of gather for sm_80; the build has "),
         "{}",
         text(&arch.stderr)
     );
+    fs::create_dir(desk.path("cuda")).unwrap();
+    desk.save("cuda/gather.cu", ".entry gather_bf16");
+    assert_eq!(text(&elsewhere("--ptx", "compute_90a").stdout), "//\n.entry gather_bf16");
+    let mixed = elsewhere("--ptx", "sm_89");
+    assert!(text(&mixed.stderr).contains("--arch sm_89: PTX is for compute_NN"), "{}", text(&mixed.stderr));
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod run;
 #[cfg(feature = "server")]
 mod serve;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -194,7 +195,12 @@ impl EngineArgs {
 
 /// Parse the arguments, run the subcommand, report its failure.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    main_from(std::env::args_os())
+}
+
+/// [`main`] with these arguments, the first of which is the program's name.
+pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = match Cli::parse_from(arguments).command {
         Command::Run(args) => run::run(&args),
         #[cfg(feature = "server")]
         Command::Batch(args) => batch::run(&args),

@@ -116,7 +116,7 @@ pub(crate) struct Loaded {
     scheduler: Scheduler,
     on_gpu: bool,
     upload: Option<Upload>,
-    warnings: Vec<String>,
+    pub warnings: Vec<String>,
     startup: Startup,
 }
 

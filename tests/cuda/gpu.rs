@@ -27,8 +27,9 @@ pub fn device() -> Option<Device> {
     None
 }
 
+/// Say that a test does nothing, and why.
 #[allow(clippy::print_stdout)]
-fn skipped(missing: &str) {
+pub fn skipped(missing: &str) {
     println!("skipped: {missing}");
     if let Some(file) = std::env::var_os("OCELLI_SKIP_LOG") {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(file);

@@ -1,11 +1,13 @@
 //! Kernels from a folder on a GPU.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use ocelli::backend::cuda::driver::Device;
 use ocelli::backend::cuda::folder::Folder;
 use ocelli::backend::cuda::image::{self, Kind};
+use ocelli::backend::cuda::nvcc::{self, Arch};
 use ocelli::mem::{Bases, DType};
 use ocelli::workbench::check::Checker;
 use ocelli::workbench::{Bed, Numbers, Size, cases};
@@ -37,6 +39,37 @@ fn the_kernels_of_a_folder_run_and_another_kernels_image_is_refused() {
     let other = Checker::with(0, Some(folder("rmsnorm", "gather")), &cases).expect("a checker");
     let error = format!("{:#}", other.check(&cases[0], DType::Bf16, &[0xff]).expect_err("another kernel"));
     assert!(error.contains("cuda/gather.cu exports no gather_params_size"), "{error}");
+}
+
+/// What `ocelli kernels watch` does when a source with a fault is saved.
+#[test]
+fn a_fault_in_a_compiled_kernel_is_found() {
+    let Some(device) = gpu::device() else { return };
+    let Some(nvcc) = nvcc::find(Path::new(".")).expect("OCELLI_NVCC names a compiler") else {
+        gpu::skipped("no nvcc");
+        return;
+    };
+    let (major, minor) = device.properties().gpu.compute_capability;
+    let arch = if device.properties().gpu.sm_90a { "sm_90a".into() } else { format!("sm_{major}{minor}") };
+    let arch = Arch::parse(&arch).expect("an architecture");
+    let mut cases = cases::select(Some("gather"), None);
+    cases.retain(|case| case.size == Size::Edge);
+    let kernel = fs::read_to_string("cuda/gather.cu").expect("the source");
+    let faulty = kernel.replace("from = p.index[row];", "from = p.index[row] - 1;");
+    assert_ne!(kernel, faulty);
+    for (source, right) in [(kernel, true), (faulty, false)] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (file, image) = (dir.path().join("gather.cu"), dir.path().join(format!("gather.{}.cubin", arch.name)));
+        fs::write(&file, source).expect("a file");
+        let ran = nvcc::command(&nvcc, &arch, &file, &image).arg("-Icuda").output().expect("nvcc runs");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let folder = Arc::new(Folder::read(dir.path()).expect("a folder of kernels"));
+        let checker = Checker::with(0, Some(folder), &cases).expect("a checker");
+        for case in &cases {
+            let verdicts = checker.check(case, DType::F16, &[0xff]).expect("it runs");
+            assert!(verdicts.iter().all(|verdict| verdict.fault.is_none() == right), "{}", case.name);
+        }
+    }
 }
 
 /// What a case asks of a multiprocessor is there.

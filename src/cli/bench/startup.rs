@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::super::{EngineArgs, ModelArgs};
+use super::super::{EngineArgs, ModelArgs, tell};
 use super::machine::Setup;
 use super::outcome::OutcomeArgs;
 use super::pictures::{Bytes, Random, read, words};
@@ -61,6 +61,10 @@ pub(super) fn run(args: &StartupArgs) -> Result<()> {
         return once(args);
     }
     let outcome = args.outcome.open(Bench::Startup)?;
+    // Here, and not by every process that is started.
+    if let Some(dir) = &options(args).kernel_dir {
+        tell(format_args!("warning: not the program's own kernels: those of {}", dir.display()));
+    }
     let pictures: Vec<Bytes> = args.image.iter().map(|path| read(path)).collect::<Result<_>>()?;
     for _ in 0..args.num_iters_warmup {
         start()?;

@@ -1,8 +1,8 @@
 //! One kernel, compiled as a build would.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{env, fs, process};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -57,13 +57,40 @@ impl Compiler {
         // Nothing of the version before may be taken for this one.
         let _ = fs::remove_file(&self.image);
         let mut command = nvcc::command(&self.nvcc, &self.arch, &self.source, &self.image);
-        command.arg("-Xptxas=-v");
+        // A source that was copied elsewhere to be tried has the headers of the repository that this runs in.
+        command.args(["-Icuda", "-Xptxas=-v"]);
         let ran = command.output().with_context(|| format!("running {}", self.nvcc.display()))?;
         let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
         if !ran.status.success() {
             bail!("{} does not compile for {}\n{}", self.source.display(), self.arch.name, said.trim_end());
         }
         Ok(Compiled { said: summary(&said), seconds: start.elapsed().as_secs_f64() })
+    }
+}
+
+/// A folder for what is compiled, gone with this value.
+pub struct TemporaryDir(PathBuf);
+
+impl TemporaryDir {
+    /// A new one.
+    ///
+    /// # Errors
+    /// The system has no room for it.
+    pub fn new() -> Result<TemporaryDir> {
+        let path = env::temp_dir().join(format!("ocelli-kernels-{}", process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(TemporaryDir(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // What is left behind in a folder for temporary files harms nobody.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -76,7 +103,9 @@ fn summary(said: &str) -> String {
             kernel = rest.split('\'').next().map(str::to_owned);
         } else if line.contains("bytes stack frame") {
             spills = spilled(line);
-        } else if let (Some((_, used)), Some(name)) = (line.split_once(": Used "), kernel.take()) {
+        } else if let Some((_, used)) = line.split_once(": Used ")
+            && let Some(name) = kernel.take()
+        {
             let taken = used.split(", ").filter(|part| part.ends_with("registers") || part.ends_with("smem"));
             let taken = taken.collect::<Vec<_>>().join(", ") + &std::mem::take(&mut spills);
             match kernels.iter_mut().find(|(known, _)| *known == taken) {

@@ -1,10 +1,10 @@
-//! Instructions out of machine code, by a tool of the CUDA toolkit.
+//! Instructions out of machine code, by nvdisasm of the CUDA toolkit. (cuobjdump shows them, too, and runs nvdisasm for it.)
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::backend::cuda::image::Image;
 use crate::backend::cuda::nvcc;
@@ -14,18 +14,13 @@ use crate::backend::cuda::nvcc;
 /// # Errors
 /// There is no tool for it, or the tool fails.
 pub fn sass(image: &Image<'_>, symbol: Option<&str>) -> Result<String> {
-    let root = Path::new(".");
-    let tools = [("nvdisasm", "-c"), ("cuobjdump", "-sass")];
-    let found = tools.iter().find_map(|(name, flag)| Some((nvcc::tool(root, name)?, *flag)));
-    let Some((tool, flag)) = found else {
-        bail!(
-            "instructions are shown by nvdisasm or cuobjdump of the CUDA toolkit, and neither is in $CUDA_HOME/bin, $PATH or \
-             .tools/cuda/bin; NVIDIA publishes them for pip, too (nvidia-cuda-nvdisasm)"
-        );
-    };
+    let tool = nvcc::tool(Path::new("."), "nvdisasm").context(
+        "instructions are shown by nvdisasm of the CUDA toolkit, which is not in $CUDA_HOME/bin, $PATH or .tools/cuda/bin: \
+         tools/install-nvcc brings it",
+    )?;
     let file = std::env::temp_dir().join(format!("ocelli-{}-{}.cubin", image.kernel, std::process::id()));
     fs::write(&file, image.bytes).with_context(|| format!("writing {}", file.display()))?;
-    let ran = Command::new(&tool).arg(flag).arg(&file).output().with_context(|| format!("running {}", tool.display()));
+    let ran = Command::new(&tool).arg("-c").arg(&file).output().with_context(|| format!("running {}", tool.display()));
     // What is left behind in a folder for temporary files harms nobody.
     let _ = fs::remove_file(&file);
     let ran = ran?;
@@ -37,11 +32,10 @@ pub fn sass(image: &Image<'_>, symbol: Option<&str>) -> Result<String> {
 
 /// The part of a listing that is about `symbol`.
 fn function_of_sass(text: &str, symbol: &str) -> String {
-    // nvdisasm rules off each section, cuobjdump heads each function.
-    let begins = |line: &str| line.starts_with("//-----") || line.trim_start().starts_with("Function : ");
-    let ours = |line: &str| {
-        line.split_whitespace().any(|word| word.strip_prefix(".text.").unwrap_or(word) == symbol) && begins(line)
-    };
+    // Each section is ruled off.
+    let begins = |line: &str| line.starts_with("//-----");
+    let ours =
+        |line: &str| begins(line) && line.split_whitespace().any(|word| word.strip_prefix(".text.") == Some(symbol));
     let lines = text.lines().skip_while(|line| !ours(line));
     let mut out = String::new();
     for (i, line) in lines.enumerate() {
@@ -81,8 +75,6 @@ mod tests {
     fn one_function_is_cut_out_of_a_listing() {
         let nvdisasm = "head\n//------ .text.gemv_f16 ------\n a;\n//------ .text.gemv_bf16 ------\n b;\n c;\n//------ .nv ----\n d;\n";
         assert_eq!(function_of_sass(nvdisasm, "gemv_bf16"), "//------ .text.gemv_bf16 ------\n b;\n c;\n");
-        let cuobjdump = "Fatbin\n\t\tFunction : gemv_f16\n a;\n\t\tFunction : gemv_bf16\n b;\n";
-        assert_eq!(function_of_sass(cuobjdump, "gemv_bf16"), "\t\tFunction : gemv_bf16\n b;\n");
         let ptx = ".visible .entry gemv_bf16_wide(\n)\n{\n\tret;\n}\n.visible .entry gemv_bf16(\n)\n{\n\tadd;\n}\n\n.func x\n";
         assert_eq!(function_of_ptx(ptx, "gemv_bf16"), ".visible .entry gemv_bf16(\n)\n{\n\tadd;\n}\n");
     }

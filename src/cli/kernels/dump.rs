@@ -1,9 +1,18 @@
 //! `ocelli kernels dump`: what does the code look like?
 
+#[cfg(feature = "cuda")]
+use std::path::Path;
+
 use anyhow::Result;
+#[cfg(feature = "cuda")]
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
+#[cfg(feature = "cuda")]
+use super::compile::{Compiler, TemporaryDir};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{folder::Folder, image::Image, nvcc::Arch};
 use crate::ops::Op;
 
 #[derive(Args)]
@@ -12,7 +21,7 @@ struct Form {
     /// The text that newer GPUs compile for themselves
     #[arg(long)]
     ptx: bool,
-    /// The instructions of a GPU, by nvdisasm or cuobjdump of the CUDA toolkit
+    /// The instructions of a GPU, by nvdisasm of the CUDA toolkit
     #[arg(long)]
     sass: bool,
 }
@@ -27,7 +36,7 @@ pub(super) struct DumpArgs {
     /// One kernel of it; all when left out
     #[arg(long, value_name = "NAME")]
     symbol: Option<String>,
-    /// Architecture: compute_NN or sm_NN; the first that the build has when left out
+    /// Architecture: compute_NN for PTX, sm_NN for SASS; what the build has when left out, compiled if it has it not
     #[arg(long)]
     arch: Option<String>,
     #[command(flatten)]
@@ -45,10 +54,8 @@ pub(super) fn run(args: &DumpArgs) -> Result<()> {
 pub(super) fn run(args: &DumpArgs) -> Result<()> {
     use std::io::{self, Write};
 
-    use anyhow::{Context, ensure};
-
     use super::disassemble::{function_of_ptx, sass};
-    use crate::backend::cuda::image::{self, Image, Kind};
+    use crate::backend::cuda::image::{self, Kind};
 
     let folder = args.images.folder()?;
     let others = folder.iter().flat_map(|folder| folder.images());
@@ -56,23 +63,17 @@ pub(super) fn run(args: &DumpArgs) -> Result<()> {
     let images: Vec<Image<'_>> =
         others.chain(image::embedded().iter().copied()).filter(|i| i.kernel == args.name).collect();
     let wanted = |i: &&Image<'_>| i.kind == kind && args.arch.as_deref().is_none_or(|arch| i.arch == arch);
-    let image = images.iter().find(wanted).with_context(|| {
-        let there: Vec<&str> = images.iter().map(|i| i.arch).collect();
-        format!(
-            "there is no {} of {}{}; the build has {} (OCELLI_CUDA_ARCHS chooses)",
-            if args.form.ptx { "PTX" } else { "machine code" },
-            args.name,
-            args.arch.as_deref().map_or_else(String::new, |arch| format!(" for {arch}")),
-            if there.is_empty() { "none: it was made without nvcc".into() } else { there.join(", ") }
-        )
-    })?;
+    let there = images.iter().find(wanted);
+    let folder = if there.is_none() { Some(compiled(args, &images)?) } else { None };
+    let fresh: Vec<Image<'_>> = folder.iter().flat_map(|folder| folder.images()).collect();
+    let image = there.or(fresh.first()).with_context(|| format!("nvcc left no image of {}", args.name))?;
     if let Some(symbol) = &args.symbol {
         let entries = image.entries();
-        let known = entries.join(", ");
         ensure!(
             entries.contains(&symbol.as_str()),
-            "{} has no kernel `{symbol}`; it has {known} (--symbol)",
-            args.name
+            "{} has no kernel `{symbol}`; it has {} (--symbol)",
+            args.name,
+            entries.join(", ")
         );
     }
     let text = match (kind, &args.symbol) {
@@ -81,4 +82,25 @@ pub(super) fn run(args: &DumpArgs) -> Result<()> {
         (Kind::Ptx, Some(symbol)) => function_of_ptx(&String::from_utf8_lossy(image.bytes), symbol),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+/// What none of `images` is, compiled now from the source below this folder.
+#[cfg(feature = "cuda")]
+fn compiled(args: &DumpArgs, images: &[Image<'_>]) -> Result<Folder> {
+    let DumpArgs { name, form: Form { ptx, .. }, arch, .. } = args;
+    let source = Path::new("cuda").join(format!("{name}.cu"));
+    let (Some(arch), true) = (arch, source.is_file()) else {
+        let there: Vec<&str> = images.iter().map(|i| i.arch).collect();
+        bail!(
+            "there is no {} of {name}{}; the build has {}. Others are compiled for an --arch where the folder cuda/ is",
+            if *ptx { "PTX" } else { "machine code" },
+            arch.as_deref().map_or_else(String::new, |arch| format!(" for {arch}")),
+            if there.is_empty() { "none: it was made without nvcc".into() } else { there.join(", ") }
+        )
+    };
+    let target = Arch::parse(arch).filter(|target| target.ptx == *ptx);
+    let target = target.with_context(|| format!("--arch {arch}: PTX is for compute_NN, SASS for sm_NN, NN >= 80"))?;
+    let dir = TemporaryDir::new()?;
+    Compiler::new(name, target, &source, dir.path())?.compile()?;
+    Folder::read(dir.path())
 }

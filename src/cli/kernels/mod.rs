@@ -136,7 +136,7 @@ struct BenchArgs {
 
 #[derive(Args)]
 struct WatchArgs {
-    /// The kernel's source: FILE.cu, named as its op; headers are looked for beside it
+    /// The kernel's source: FILE.cu, named as its op; headers are looked for beside it, then in cuda/
     #[arg(value_name = "FILE.cu")]
     file: PathBuf,
     /// Check and time only cases whose name contains this (edges are checked, all of them); or any matrix product: MxNxK

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::compile::{Compiled, Compiler};
+use super::compile::{Compiled, Compiler, TemporaryDir};
 use super::{WatchArgs, check, say, select};
 use crate::backend::cuda::driver;
 use crate::backend::cuda::folder::Folder;
@@ -18,7 +18,7 @@ use crate::backend::cuda::nvcc::Arch;
 use crate::cli::tell;
 use crate::mem::DType;
 use crate::ops::Op;
-use crate::workbench::bench::{Bench, Measured};
+use crate::workbench::bench::{Bench, Ceilings, Measured};
 use crate::workbench::check::Checker;
 use crate::workbench::{Case, Size, cases};
 
@@ -32,7 +32,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<()> {
     let arch = args.arch.clone().unwrap_or(arch);
     let arch = Arch::parse(&arch)
         .with_context(|| format!("--arch {arch}: compute_NN is PTX, sm_NN machine code, NN >= 80"))?;
-    let dir = tempfile_dir()?;
+    let dir = TemporaryDir::new()?;
     let compiler = Compiler::new(watched.op, arch, &args.file, dir.path())?;
     loop {
         let saved = watched.saved();
@@ -148,7 +148,7 @@ impl Gpu {
         self.bench.use_kernels(Some(folder));
         for case in select(Some(op), args.shape.as_deref(), |size| size != Size::Edge)? {
             let now = self.bench.measure(&case, args.dtype.dtype(), args.repeat as usize)?;
-            say(&row(&case, &now, self.before.get(&case.name), self.bench.ceilings.read))?;
+            say(&row(&case, &now, self.before.get(&case.name), &self.bench.ceilings))?;
             self.before.insert(case.name, now);
         }
         say(&format!("timed in {:.1} s", start.elapsed().as_secs_f64()))
@@ -156,9 +156,11 @@ impl Gpu {
 }
 
 /// A case beside the version before. Where the two spreads overlap, there is no change to speak of.
-fn row(case: &Case, now: &Measured, before: Option<&Measured>, read: f64) -> String {
+fn row(case: &Case, now: &Measured, before: Option<&Measured>, ceilings: &Ceilings) -> String {
     let us = |seconds: f64| 1e6 * seconds;
-    let percent = 100.0 * now.bandwidth() / read;
+    // A kernel is as good as the larger of its two shares.
+    let (read, matrix) = (now.bandwidth() / ceilings.read, now.rate() / ceilings.best_matrix());
+    let (share, best) = if matrix > read { (matrix, "multiplying") } else { (read, "reading") };
     let change = before.map_or_else(String::new, |before| {
         let (a, b) = (before.seconds, now.seconds);
         let word = if b.high < a.low {
@@ -171,32 +173,11 @@ fn row(case: &Case, now: &Measured, before: Option<&Measured>, read: f64) -> Str
         format!("  {:+.1} % {word}", 100.0 * (b.median / a.median - 1.0))
     });
     format!(
-        "{:<36} {:>9.2} us ({:.2} .. {:.2})  {percent:>5.1} % of reading{change}",
+        "{:<36} {:>9.2} us ({:.2} .. {:.2})  {:>5.1} % of {best}{change}",
         case.name,
         us(now.seconds.median),
         us(now.seconds.low),
-        us(now.seconds.high)
+        us(now.seconds.high),
+        100.0 * share
     )
-}
-
-/// A folder for what is compiled, gone with this value.
-fn tempfile_dir() -> Result<TemporaryDir> {
-    let path = std::env::temp_dir().join(format!("ocelli-kernels-{}", std::process::id()));
-    fs::create_dir_all(&path).map_err(|e| anyhow!("{}: {e}", path.display()))?;
-    Ok(TemporaryDir(path))
-}
-
-struct TemporaryDir(PathBuf);
-
-impl TemporaryDir {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TemporaryDir {
-    fn drop(&mut self) {
-        // What is left behind in a folder for temporary files harms nobody.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -151,8 +151,8 @@ pub fn product(op: &str, shape: &str) -> Result<Case> {
             "{op} has no epilogue `{other}`; there are store, add_residual and swiglu, of gemm gelu and quick_gelu, too"
         ),
     };
-    let numbers: Vec<usize> = size.split('x').map_while(|n| n.parse().ok()).collect();
-    let [m, n, k] = numbers[..] else {
+    let numbers: Option<Vec<usize>> = size.split('x').map(|n| n.parse().ok()).collect();
+    let Some(&[m, n, k]) = numbers.as_deref() else {
         bail!("`{size}` is no shape of a matrix product; write MxNxK, for example 577x4096x1024")
     };
     let most = 1 << 20;
@@ -175,6 +175,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::workbench::Numbers;
 
     #[test]
     fn every_op_has_edges_and_real_sizes_under_names_of_their_own() {
@@ -185,6 +186,31 @@ mod tests {
         }
         let names: BTreeSet<_> = cases.iter().map(|c| (c.op, &c.name)).collect();
         assert_eq!(names.len(), cases.len());
+    }
+
+    #[test]
+    fn a_product_of_any_size_is_a_case_or_its_limit_is_named() {
+        let case = |op, shape| {
+            product(op, shape).map(|case| (case.op, case.build(&mut Bed::new(DType::Bf16, Numbers::Exact))))
+        };
+        let (op, built) = case("gemm", "33x48x40,swiglu").unwrap();
+        assert_eq!((op, built.cost().flops), ("gemm", 2 * 33 * 48 * 40));
+        assert_eq!(case("gemv", "8x7x13").unwrap().1.cost().flops, 2 * 8 * 7 * 13);
+        for (op, shape, said) in [
+            ("gemm", "33x48", "`33x48` is no shape of a matrix product; write MxNxK"),
+            ("gemm", "33x48x40x2", "`33x48x40x2` is no shape"),
+            ("gemm", "33x48x40xtwo", "`33x48x40xtwo` is no shape"),
+            ("gemm", "33x0x40", "each of M, N and K must be from 1 to 1048576"),
+            ("gemm", "1048576x1048576x1", "at most 2^30 are laid out"),
+            ("gemm", "33x47x40,swiglu", "swiglu takes columns in pairs, and N is 47"),
+            ("gemm", "33x48x40,relu", "gemm has no epilogue `relu`"),
+            ("gemv", "1x48x40,gelu", "gemv has no epilogue `gelu`"),
+            ("gemv", "9x48x40", "gemv takes 1 to 8 rows, and M is 9"),
+            ("gather", "1x2x3", "gemm and gemv take any shape"),
+        ] {
+            let error = product(op, shape).err().unwrap().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

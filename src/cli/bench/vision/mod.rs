@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::super::{EngineArgs, ModelArgs, progress};
+use super::super::{EngineArgs, ModelArgs, progress, tell};
 use super::machine::Setup;
 use super::outcome::OutcomeArgs;
 use super::pictures::{Bytes, Random, Size, read};
@@ -62,6 +62,7 @@ pub(super) fn run(args: &VisionArgs) -> Result<()> {
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
+    loaded.warnings.iter().for_each(|warning| tell(format_args!("warning: {warning}")));
     let mut bed = Bed::new(loaded.runner, loaded.memory.max_tiles)?;
 
     let mut figures = Figures::default();
