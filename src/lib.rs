@@ -42,3 +42,12 @@ pub mod workbench;
 
 pub use engine::{Engine, ImageInput, Options, Output, Prompt, Request, Sampling};
 pub use error::{DeviceLost, EngineEnded, Error, Result};
+
+/// The snippets of the pages for those who use the crate, compiled and run.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/embedding.md")]
+    struct Embedding;
+}
