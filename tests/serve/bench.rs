@@ -19,8 +19,13 @@ fn bench(port: u16, args: &[&str]) -> Output {
     command.args(["bench", "serve", "--base-url", &format!("http://127.0.0.1:{port}")]).args(args).output().unwrap()
 }
 
-/// The table and the report of a run that succeeded.
+/// The table and the report of a run that succeeded, with an entry for every request.
 fn measure(port: u16, args: &[&str]) -> (String, Value) {
+    saved(port, &[args, &["--save-detailed"]].concat())
+}
+
+/// The table and the report of a run that succeeded.
+fn saved(port: u16, args: &[&str]) -> (String, Value) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("result.json");
     let output = bench(port, &[args, &["--save", file.to_str().unwrap()]].concat());
@@ -107,6 +112,8 @@ fn the_report_has_the_fields_of_vllm() {
     for time in ["ttft", "tpot", "itl", "e2el"] {
         fields.extend(["mean", "median", "std", "p50", "p90", "p99"].map(|what| format!("{what}_{time}_ms")));
     }
+    let (_, short) = saved(server.port, &["--num-prompts", "1", "--output-len", "2"]);
+    assert!(short["itls"].is_null() && short["median_itl_ms"].is_number(), "lists are for who asks");
     let found: BTreeSet<String> = report.as_object().unwrap().keys().cloned().collect();
     assert_eq!(fields.difference(&found).collect::<Vec<_>>(), Vec::<&String>::new());
     assert_eq!((&report["request_rate"], &report["max_concurrency"]), (&json!(100.0), &json!(null)));

@@ -82,6 +82,9 @@ pub(crate) struct ServeArgs {
     seed: u64,
     #[command(flatten)]
     outcome: OutcomeArgs,
+    /// Put times, lengths and errors of every request into the JSON, too
+    #[arg(long)]
+    save_detailed: bool,
 }
 
 /// A request that was measured.

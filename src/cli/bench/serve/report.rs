@@ -156,15 +156,6 @@ fn vllm(run: &Run, figures: &Figures, args: &ServeArgs) -> Map<String, Value> {
     insert("total_token_throughput", per_second(input + output));
     insert("max_output_tokens_per_s", json!(peak_tokens(requests)));
     insert("max_concurrent_requests", json!(peak_requests(requests)));
-    insert("input_lens", each(requests, |a| json!(a.prompt_tokens)));
-    insert("output_lens", each(requests, |a| json!(a.completion_tokens)));
-    insert("ttfts", each(requests, |a| json!(a.ttft.as_secs_f64())));
-    let seconds = |times: &[Duration]| json!(times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
-    insert("itls", requests.iter().map(|r| r.answer.as_ref().map_or(json!([]), |a| seconds(&a.itl))).collect());
-    insert("latencies", each(requests, |a| json!(a.latency.as_secs_f64())));
-    insert("start_times", requests.iter().map(|r| json!(r.start.as_secs_f64())).collect());
-    insert("queue_times", requests.iter().map(|r| json!(r.queued.as_secs_f64())).collect());
-    insert("errors", requests.iter().map(|r| json!(r.answer.as_ref().err().map_or("", String::as_str))).collect());
     for (name, figure) in TIMES.iter().map(|(name, ..)| (*name, figures.get(name))) {
         // 0 where there is none, as in vLLM's client.
         let of = |of: fn(&Figure) -> f64| json!(figure.map_or(0.0, of));
@@ -175,7 +166,26 @@ fn vllm(run: &Run, figures: &Figures, args: &ServeArgs) -> Map<String, Value> {
         insert(&format!("p90_{name}"), of(|f| f.p90));
         insert(&format!("p99_{name}"), of(|f| f.p99));
     }
+    if args.save_detailed {
+        report.extend(detailed(requests));
+    }
     report
+}
+
+/// The fields of vLLM's client that have an entry for every request.
+fn detailed(requests: &[Measured]) -> Map<String, Value> {
+    let seconds = |times: &[Duration]| json!(times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
+    let fields = [
+        ("input_lens", each(requests, |a| json!(a.prompt_tokens))),
+        ("output_lens", each(requests, |a| json!(a.completion_tokens))),
+        ("ttfts", each(requests, |a| json!(a.ttft.as_secs_f64()))),
+        ("itls", requests.iter().map(|r| r.answer.as_ref().map_or(json!([]), |a| seconds(&a.itl))).collect()),
+        ("latencies", each(requests, |a| json!(a.latency.as_secs_f64()))),
+        ("start_times", requests.iter().map(|r| json!(r.start.as_secs_f64())).collect()),
+        ("queue_times", requests.iter().map(|r| json!(r.queued.as_secs_f64())).collect()),
+        ("errors", requests.iter().map(|r| json!(r.answer.as_ref().err().map_or("", String::as_str))).collect()),
+    ];
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
 
 /// Repeats as one that went on and on.
