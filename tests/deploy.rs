@@ -73,10 +73,13 @@ impl Server {
             command.env_remove(name);
         });
         let mut child = command.args(args).args(["--device", "cpu"]).stderr(Stdio::piped()).spawn().unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut log = log.inspect(|line| println!("{line}"));
-        let port = log.find_map(|line| line.split_once("listening at http://127.0.0.1:")?.1.trim().parse().ok());
-        let port = port.expect("the server ended before it listened");
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = String::new();
+        let port = log.find_map(|line| {
+            said = format!("{said}{line}\n");
+            line.split_once("listening at http://127.0.0.1:")?.1.trim().parse().ok()
+        });
+        let port = port.unwrap_or_else(|| panic!("the server ended before it listened:\n{said}"));
         std::thread::spawn(move || log.for_each(drop));
         Server { child, port }
     }

@@ -12,6 +12,8 @@ mod chat;
 mod custom_model;
 #[path = "../examples/embedding.rs"]
 mod embedding;
+#[path = "../examples/measuring.rs"]
+mod measuring;
 #[path = "../examples/offline_batch.rs"]
 mod offline_batch;
 #[path = "../examples/sampling.rs"]
@@ -63,6 +65,19 @@ fn embedding_refuses_gives_up_and_answers() {
         format!("waited: {SHAPES}"),
     ];
     assert_eq!(lines(embedding::run), expected);
+}
+
+#[test]
+fn measuring_finds_every_step_and_every_op() {
+    let said = lines(measuring::run);
+    for (line, file) in said.iter().zip(["shapes.jpg", "two-red-triangles.jpg", "yellow-square.jpg"]) {
+        assert!(line.starts_with(&format!("{file}: prepared ")), "{said:?}");
+    }
+    // Of each answer's 16 tokens the first comes with the prompt.
+    assert_eq!(said[3], "48 steps, 48 tokens");
+    for op in ["gemv", "paged_decode", "sample"] {
+        assert!(said[4..].iter().any(|line| line.starts_with(&format!("decode, {op}: "))), "no {op} in {said:?}");
+    }
 }
 
 #[test]
