@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use super::samples::Samples;
 
+/// What a client does not know of a server.
+pub(crate) const UNKNOWN: &str = "unknown";
+
 /// A run of a bench.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {

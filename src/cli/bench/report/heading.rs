@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::record::{Bench, Figure, Record};
+use super::super::record::{Bench, Figure, Record, UNKNOWN};
 use super::super::table::number;
 use super::lines::concurrency;
 use super::page::{Table, definitions};
@@ -36,7 +36,7 @@ fn asked(record: &Record) -> String {
     }
     let tokens = [(input.prompt_tokens, "in"), (input.output_tokens, "out")];
     said.extend(tokens.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{n} tokens {way}")));
-    said.push(record.dtype.clone());
+    said.extend(Some(record.dtype.clone()).filter(|dtype| dtype != UNKNOWN));
     said.join(", ")
 }
 
@@ -52,7 +52,7 @@ pub(super) fn title(folder: &Folder) -> String {
         if !known(&models, model) && (model != "kernels" || models.is_empty()) {
             models.push(model);
         }
-        if !known(&gpus, gpu) {
+        if gpu != UNKNOWN && !known(&gpus, gpu) {
             gpus.push(gpu);
         }
     }
@@ -68,7 +68,7 @@ pub(super) fn machines(folder: &Folder) -> String {
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut roofs = Vec::new();
     let mut add = |gpu: &str, driver: Option<&str>, version: &str, date: &str| {
-        gpus.insert(gpu.to_owned());
+        gpus.extend(Some(gpu).filter(|gpu| *gpu != UNKNOWN).map(str::to_owned));
         drivers.extend(driver.map(str::to_owned));
         versions.insert(version.to_owned());
         dates.insert(date.to_owned());
@@ -221,6 +221,9 @@ mod tests {
         for part in ["580.159.04 (CUDA 13.0)", "2026-11-22T22:00:00Z", "400.0 GB/s", "781.0 TFLOP/s"] {
             assert!(html.contains(part), "{part}");
         }
+        // A server's client does not know where it ran.
+        folder.records.push(("s".into(), Record { gpu: UNKNOWN.into(), driver: None, ..one.clone() }));
+        assert_eq!((machines(&folder), title(&folder)), (html.clone(), "llava-1.5-7b on NVIDIA H200".into()));
         assert!(!html.contains("not all of one machine"));
         folder.records.push(("b".into(), Record { gpu: "host".into(), date: "2026-11-23T00:00:00Z".into(), ..one }));
         let html = machines(&folder);

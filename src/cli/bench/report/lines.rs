@@ -1,6 +1,6 @@
 //! Lines over the number of requests that are under way at once.
 
-use super::super::record::{Bench, Figure, Record};
+use super::super::record::{Bench, Figure, Record, UNKNOWN};
 use super::svg::{Anchor, Scale, Svg, decades, number, steps, tick};
 
 /// From this ratio of the largest to the smallest value on, a linear axis would show the large ones alone.
@@ -67,7 +67,9 @@ fn name(record: &Record) -> String {
     };
     let Record { model, gpu, backend, dtype, .. } = record;
     let bench = record.bench.name();
-    format!("{model}, {dtype}, {backend} on {gpu}, {pictures}, {} tokens out ({bench})", record.input.output_tokens)
+    // A client does not know what is behind a server.
+    let runs = if gpu == UNKNOWN { backend.clone() } else { format!("{dtype}, {backend} on {gpu}") };
+    format!("{model}, {runs}, {pictures}, {} tokens out ({bench})", record.input.output_tokens)
 }
 
 impl Sweep {

@@ -7,15 +7,13 @@ use serde_json::{Map, Value, json};
 
 use super::super::outcome::command;
 use super::super::record::Better::{Higher, Lower};
-use super::super::record::{Bench, Better, Figure, Figures, Input, Record};
+use super::super::record::{Bench, Better, Figure, Figures, Input, Record, UNKNOWN};
 use super::answer::Answer;
 use super::{Measured, Pass, Run, ServeArgs};
 use crate::cli::date::utc;
 
 /// The interface that is spoken.
 const BACKEND: &str = "openai-chat";
-/// What a client does not know of a server.
-const UNKNOWN: &str = "unknown";
 
 /// The record of a run; `None` if no request succeeded.
 pub(super) fn record(run: &Run, args: &ServeArgs) -> Option<Record> {
