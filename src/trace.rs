@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use crate::kernel::Cost;
 use crate::plan::{Label, Plan};
 
-/// Launches that a trace holds at most, some 250 bytes of a file each: half a minute of a 7B model that answers one request.
+/// Launches that a trace holds at most, and stretches of threads: half a minute of a 7B model that answers one request,
+/// some 250 bytes of a file each.
 pub const MAX_LAUNCHES: usize = 1 << 21;
 
 /// What of the device's work is timed.
@@ -92,7 +93,8 @@ pub fn step_name(decode: usize, prefill_tokens: usize) -> String {
 
 /// An encoding in words: by the tower and the projector, or the projector alone.
 pub fn encode_name(tower: bool, tiles: usize) -> String {
-    format!("{} of {tiles} tiles", if tower { "encoding" } else { "projection" })
+    let plural = if tiles == 1 { "" } else { "s" };
+    format!("{} of {tiles} tile{plural}", if tower { "encoding" } else { "projection" })
 }
 
 /// A plan that ran.
@@ -187,6 +189,9 @@ impl Recording {
 
     /// What this thread did from `start` on until now.
     pub fn span(&mut self, name: &'static str, start: Instant, args: &[(&'static str, u64)]) {
+        if self.trace.spans.len() >= MAX_LAUNCHES {
+            return;
+        }
         // What began before the trace belongs to it as far as it lies in it.
         let from = start.max(self.start);
         let (start, time) = (from - self.start, from.elapsed());

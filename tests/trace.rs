@@ -115,7 +115,7 @@ fn a_trace_of_the_command_line_opens_and_stands_beside_the_plan() {
 
     let other = ocelli(&["plan", "decode", "--batch", "8", "--measured", path]);
     let error = String::from_utf8(other.stderr).unwrap();
-    assert!(error.contains("it has no \"decode of 8\"; it has decode of 1, encoding of 1 tiles"), "{error}");
+    assert!(error.contains("it has no \"decode of 8\"; it has decode of 1, encoding of 1 tile"), "{error}");
 
     let nowhere = ocelli(&["run", "--device", "cpu", "-p", "x", "--trace", "/nowhere/trace.json"]);
     let error = String::from_utf8(nowhere.stderr).unwrap();

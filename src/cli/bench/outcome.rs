@@ -1,6 +1,7 @@
 //! Where a record goes: to the terminal, to a file, and beside an earlier one.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -77,10 +78,19 @@ impl Outcome {
     }
 }
 
-/// The arguments as they were given, but for a key.
+/// The arguments as they were given, but for a key; behind them what the environment said.
 pub(super) fn command() -> String {
-    let given = env::args_os().map(|arg| arg.to_string_lossy().into_owned());
-    without_secrets(given)
+    let text = |word: OsString| word.to_string_lossy().into_owned();
+    let said = env::vars_os().map(|(name, value)| (text(name), text(value)));
+    without_secrets(env::args_os().map(text)) + &environment(said)
+}
+
+/// The twins of flags that were set: ` # OCELLI_DTYPE=f16`. A figure depends on them as on any flag.
+fn environment(variables: impl Iterator<Item = (String, String)>) -> String {
+    let ours = variables.filter(|(name, _)| name.starts_with("OCELLI_") && name != "OCELLI_API_KEY");
+    let mut words: Vec<String> = ours.map(|(name, value)| format!("{name}={}", quoted(&value))).collect();
+    words.sort();
+    if words.is_empty() { String::new() } else { format!(" # {}", words.join(" ")) }
 }
 
 fn without_secrets(given: impl Iterator<Item = String>) -> String {
@@ -116,5 +126,9 @@ mod tests {
             "ocelli bench serve --api-key *** --api-key=*** --seed 1"
         );
         assert_eq!(words(&["o", "a b", "it's", ""]), r"ocelli 'a b' 'it'\''s' ''");
+        let variables = [("PATH", "/bin"), ("OCELLI_KERNEL_DIR", "my new"), ("OCELLI_API_KEY", "sesame")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(environment(variables.into_iter()), " # OCELLI_KERNEL_DIR='my new'");
+        assert_eq!(environment([].into_iter()), "");
     }
 }

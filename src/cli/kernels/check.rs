@@ -54,7 +54,7 @@ fn as_json(case: &Case, dtype: DType, fill: &str, verdict: &Verdict) -> String {
 pub(super) fn as_text(case: &Case, dtype: DType, verdict: &Verdict) -> String {
     let Verdict { used, hash, fault } = verdict;
     let word = if fault.is_none() { "ok" } else { "FAILED" };
-    let used = format!("{:.1} %", 100.0 * used);
+    let used = if used.is_finite() { format!("{:.1} %", 100.0 * used) } else { "out".into() };
     let fault = fault.as_ref().map_or_else(String::new, |fault| format!("\n       {fault}"));
     let Case { op, name, tolerance, .. } = case;
     format!("{word:<6} {op:<15} {:<5} {name:<36} {used:>8} of {tolerance:<22} {hash:016x}{fault}", dtype.name())

@@ -35,7 +35,8 @@ fn asked(record: &Record) -> String {
         several => said.push(format!("{} pictures", several.len())),
     }
     let tokens = [(input.prompt_tokens, "in"), (input.output_tokens, "out")];
-    said.extend(tokens.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{n} tokens {way}")));
+    let plural = |n: u64| if n == 1 { "" } else { "s" };
+    said.extend(tokens.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{n} token{} {way}", plural(*n))));
     said.extend(Some(record.dtype.clone()).filter(|dtype| dtype != UNKNOWN));
     said.join(", ")
 }
