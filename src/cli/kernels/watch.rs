@@ -2,8 +2,11 @@
 //! building this program again.
 
 use std::collections::HashMap;
+use std::env;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::compile::{Compiled, Compiler, TemporaryDir};
 use super::{WatchArgs, check, say, select};
+use crate::DeviceLost;
 use crate::backend::cuda::driver;
 use crate::backend::cuda::folder::Folder;
 use crate::backend::cuda::nvcc::Arch;
@@ -40,6 +44,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<()> {
         if args.once {
             return round;
         }
+        let lost = round.as_ref().is_err_and(|error| error.chain().any(|cause| cause.is::<DeviceLost>()));
         if let Err(error) = round {
             tell(format_args!("{error:#}"));
         }
@@ -47,7 +52,18 @@ pub(super) fn run(args: &WatchArgs) -> Result<()> {
         while watched.saved() == saved {
             thread::sleep(LOOK);
         }
+        if lost {
+            drop(dir);
+            return start_again();
+        }
     }
+}
+
+/// A kernel that reads or writes where it may not costs the process its GPU, for good: another process takes this one's
+/// place. What the version before took is forgotten.
+fn start_again() -> Result<()> {
+    let program = env::current_exe().context("finding this program, to start it again")?;
+    Err(Command::new(program).args(env::args_os().skip(1)).exec()).context("starting this program again")
 }
 
 /// Compile, check, time, and say what each took.
