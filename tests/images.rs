@@ -190,6 +190,20 @@ fn bytes_after_the_end_are_ignored() {
 // ---- what is no picture ----
 
 #[test]
+fn bytes_between_the_last_code_of_a_jpeg_and_its_end_marker_are_ignored() {
+    for name in ["baseline_444.jpg", "baseline_420.jpg", "grey.jpg"] {
+        let jpeg = fixture(name);
+        let expected = open(&jpeg).unwrap();
+        let end = jpeg.len() - 2;
+        assert_eq!(jpeg[end..], [0xff, 0xd9], "{name} ends with its end marker");
+        for filler in [vec![0; 3], vec![0x55; 1000], vec![0xff; 7]] {
+            let filled = [&jpeg[..end], &filler, &jpeg[end..]].concat();
+            assert_eq!(open(&filled).unwrap(), expected, "{name} with {} bytes of {:#04x}", filler.len(), filler[0]);
+        }
+    }
+}
+
+#[test]
 fn empty_short_and_meaningless_bytes_are_refused() {
     assert!(refusal(open(b""), is_invalid).contains("0 bytes"));
     let message = refusal(open(b"AAAA"), is_invalid);

@@ -9,14 +9,39 @@ use crate::image::error::{DecodeError, Result, invalid, unsupported};
 use crate::image::limits::{Limits, plane};
 use crate::image::orient;
 
-/// A file that holds every block it promises.
-pub(super) struct Jpeg {
+/// A file that holds every block it promises, once [`Jpeg::count`] has said so.
+pub(super) struct Jpeg<'a> {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) grey: bool,
     pub(super) orientation: Orientation,
     /// SOI, APP14 where the colours need it, SOF, then for each scan its tables and data, EOI.
     pub(super) stream: Vec<u8>,
+    /// The only scan of a baseline file, whose codes nobody has read yet.
+    uncounted: Option<Uncounted<'a>>,
+}
+
+/// A scan whose end is known by the marker behind it, and what is needed to read its codes.
+struct Uncounted<'a> {
+    bytes: &'a [u8],
+    data: usize,
+    selected: Vec<Selected>,
+    tables: Vec<[Option<Huffman>; 2]>,
+    frame: Frame,
+    restart_interval: u16,
+}
+
+impl Jpeg<'_> {
+    /// Whether every block is there. A decoder may be at work on [`Jpeg::stream`] meanwhile: for a baseline file, as most
+    /// are, the two together take as long as the decoder alone.
+    pub(super) fn count(&self) -> Result<()> {
+        let Some(scan) = &self.uncounted else { return Ok(()) };
+        let parts = parts(&scan.selected, &scan.tables);
+        let restart = u64::from(scan.restart_interval);
+        let mut components = scan.frame.components.clone();
+        scan::read(scan.bytes, scan.data, Coding::Baseline, &parts, &mut components, scan.frame.mcus, restart)
+            .map_or_else(|b| broken(1, &b), |_| Ok(()))
+    }
 }
 
 /// What SOFn says.
@@ -50,10 +75,11 @@ struct Reader<'a> {
     adobe: Option<u8>,
     orientation: Option<Orientation>,
     stream: Vec<u8>,
+    uncounted: Option<Uncounted<'a>>,
 }
 
 /// Reads the file up to its end marker.
-pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<Jpeg> {
+pub(super) fn read<'a>(bytes: &'a [u8], limits: &'a Limits) -> Result<Jpeg<'a>> {
     let mut reader = Reader {
         bytes,
         limits,
@@ -67,6 +93,7 @@ pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<Jpeg> {
         adobe: None,
         orientation: None,
         stream: Vec::new(),
+        uncounted: None,
     };
     let mut at = 2;
     while let Some(marker) = next_marker(bytes, at) {
@@ -117,8 +144,10 @@ pub(super) fn read(bytes: &[u8], limits: &Limits) -> Result<Jpeg> {
 }
 
 impl<'a> Reader<'a> {
-    fn finish(mut self) -> Result<Jpeg> {
-        let Some(frame) = self.frame.take().filter(|_| self.scans > 0) else {
+    fn finish(mut self) -> Result<Jpeg<'a>> {
+        let uncounted = self.uncounted.take();
+        let frame = uncounted.as_ref().map(|scan| &scan.frame).or(self.frame.as_ref()).filter(|_| self.scans > 0);
+        let Some(frame) = frame else {
             return invalid("the JPEG is damaged: it ends before any picture data");
         };
         if let Some(missing) = frame.coded.iter().position(|coded| !coded) {
@@ -135,6 +164,7 @@ impl<'a> Reader<'a> {
             grey: frame.components.len() == 1,
             orientation: self.orientation.unwrap_or(Orientation::NoTransforms),
             stream: self.stream,
+            uncounted,
         })
     }
 
@@ -233,18 +263,36 @@ impl<'a> Reader<'a> {
         self.write_scan(&frame, &header);
 
         let tables = header.selected.iter().map(|s| self.tables(s, coding)).collect::<Result<Vec<_>>>()?;
-        let parts: Vec<Part> = header
-            .selected
-            .iter()
-            .zip(&tables)
-            .map(|(s, [dc, ac])| Part { component: s.component, dc: dc.as_ref(), ac: ac.as_ref() })
-            .collect();
+        if coding == Coding::Baseline
+            && interleaved
+            && let Some(end) = self.plausible_end(data, &frame)
+        {
+            self.stream.extend_from_slice(&self.bytes[data..end]);
+            let (bytes, restart_interval) = (self.bytes, self.restart_interval);
+            self.uncounted =
+                Some(Uncounted { bytes, data, selected: header.selected, tables, frame, restart_interval });
+            return Ok(end);
+        }
+        let parts = parts(&header.selected, &tables);
         let restart = u64::from(self.restart_interval);
         let end = scan::read(self.bytes, data, coding, &parts, &mut frame.components, frame.mcus, restart)
-            .or_else(|b| self.broken(&b))?;
+            .or_else(|b| broken(self.scans, &b))?;
         self.stream.extend_from_slice(&self.bytes[data..end]);
         self.frame = Some(frame);
         Ok(end)
+    }
+
+    /// Where the data from `data` on ends, if the end marker of the file is what ends it and there is data enough: a
+    /// block takes two codes of a bit at least. Less must not set a decoder to work on what the header promises.
+    fn plausible_end(&self, data: usize, frame: &Frame) -> Option<usize> {
+        let is_restart = |marker: usize| matches!(self.bytes[marker], 0xd0..=0xd7);
+        let mut marker = next_marker(self.bytes, data)?;
+        while is_restart(marker) {
+            marker = next_marker(self.bytes, marker + 1)?;
+        }
+        let blocks: u64 = frame.components.iter().map(|c| u64::from(c.across) * u64::from(c.down)).sum();
+        let end = marker - 1;
+        (self.bytes[marker] == 0xd9 && (end - data) as u64 >= blocks / 4).then_some(end)
     }
 
     /// What a scan may code, given those before it.
@@ -295,16 +343,6 @@ impl<'a> Reader<'a> {
         };
         let (dc, ac) = coding.needs();
         Ok([build(0, s.dc, dc)?, build(1, s.ac, ac)?])
-    }
-
-    fn broken(&self, b: &Break) -> Result<usize> {
-        let place = format!("scan {}, block group {} of {}", self.scans, b.mcu + 1, b.mcus);
-        invalid(match b.stop {
-            Stop::Ended => format!("the JPEG is cut off, or smaller than its header claims: its data ends at {place}"),
-            Stop::BadCode => format!("the JPEG is damaged: an invalid Huffman code at {place}"),
-            Stop::Overrun => format!("the JPEG is damaged: more than 64 coefficients in a block at {place}"),
-            Stop::Restart => format!("the JPEG is damaged: a restart marker is missing or out of turn at {place}"),
-        })
     }
 
     /// A segment of the rewritten file. Bodies are those read before, or shorter: the length fits.
@@ -363,6 +401,26 @@ impl<'a> Reader<'a> {
         let rgb = frame.components.len() == 3 && !self.jfif && self.adobe.map_or(named_rgb, |transform| transform == 0);
         if rgb { b"RGB\0" } else { &[1, 2, 3, 4] }
     }
+}
+
+/// The components of a scan with their tables.
+fn parts<'t>(selected: &[Selected], tables: &'t [[Option<Huffman>; 2]]) -> Vec<Part<'t>> {
+    let part = |(s, [dc, ac]): (&Selected, &'t [Option<Huffman>; 2])| Part {
+        component: s.component,
+        dc: dc.as_ref(),
+        ac: ac.as_ref(),
+    };
+    selected.iter().zip(tables).map(part).collect()
+}
+
+fn broken<T>(scan: u32, b: &Break) -> Result<T> {
+    let place = format!("scan {scan}, block group {} of {}", b.mcu + 1, b.mcus);
+    invalid(match b.stop {
+        Stop::Ended => format!("the JPEG is cut off, or smaller than its header claims: its data ends at {place}"),
+        Stop::BadCode => format!("the JPEG is damaged: an invalid Huffman code at {place}"),
+        Stop::Overrun => format!("the JPEG is damaged: more than 64 coefficients in a block at {place}"),
+        Stop::Restart => format!("the JPEG is damaged: a restart marker is missing or out of turn at {place}"),
+    })
 }
 
 /// The largest sampling factors. Ratios that are no whole numbers are legal, and no decoder in use reads them.
