@@ -22,7 +22,7 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use ocelli::config::Files;
 use ocelli::engine::{Scheduler, SchedulerLimits, Sequence, SequenceId};
-use ocelli::image::{Alpha, Filter, Limits as PictureLimits, Rgb, decode, resize};
+use ocelli::image::{Alpha, Filter, Hd, Limits as PictureLimits, Rgb, decode, resize};
 use ocelli::mem::DType;
 use ocelli::models::{self, Architecture, ImageInputType, Limits, StepShape, Tensors, Vlm};
 use ocelli::text::{ChatTemplate, Detokenizer, Message, Placeholder, Role, Special, Tokenizer};
@@ -49,6 +49,8 @@ fn pictures(criterion: &mut Criterion) {
     let pixels = photo(640, 480);
     let jpeg = encoded(&pixels);
     let processor = llava().processor(&Map::new()).expect("the processor of the model");
+    let (mean, std) = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]);
+    let hd = Hd { num_crops: 4, tile: 336, mean, std };
     let mut group = criterion.benchmark_group("picture");
     group.throughput(Throughput::Elements(640 * 480));
     group.bench_function("jpeg/640x480", |b| {
@@ -59,6 +61,11 @@ fn pictures(criterion: &mut Criterion) {
     });
     group.bench_function("prepare/llava-1.5", |b| {
         b.iter(|| processor.prepare(black_box(&pixels)).expect("a tile"));
+    });
+    group.bench_function("prepare/phi-3.5", |b| {
+        b.iter(|| {
+            hd.canvas(black_box(&pixels)).map(|canvas| (hd.tiles(&canvas), hd.overview(&canvas))).expect("tiles")
+        });
     });
     group.finish();
 }

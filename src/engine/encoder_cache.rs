@@ -13,6 +13,9 @@ use crate::image::Rgb;
 use crate::mem::Source;
 use crate::models::{Content, Processor};
 
+/// Bytes from which several threads read a part side by side.
+const SHARED: usize = 128 << 10;
+
 /// What a picture is to the model: a hash of its pixels, their dimensions, and all that is done to them; or of the type,
 /// the dimensions and the numbers of the rows in their place, and of what those are.
 ///
@@ -53,7 +56,11 @@ impl PictureKey {
         let mut hash = blake3::Hasher::new();
         for part in [&[kind], parts].concat() {
             hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part);
+            if part.len() < SHARED {
+                hash.update(part);
+            } else {
+                hash.update_rayon(part);
+            }
         }
         PictureKey(*hash.finalize().as_bytes())
     }

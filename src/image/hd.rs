@@ -6,12 +6,16 @@
 //! order of additions is not torch's: they differ by 1e-6.
 
 use anyhow::{Result, ensure};
+use rayon::prelude::*;
 
 use super::resize::Filter;
 use super::{MAX_TILE_BYTES, Rgb, resize};
 
 /// Most crops that may be asked for: 64 tiles of 336 pixels are 22 MB.
 pub const MAX_CROPS: u32 = 64;
+
+/// Rows of a view that are one job: their sums take a tenth of a millisecond.
+const BAND: usize = 16;
 
 /// The settings of preprocessor_config.json.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,25 +115,16 @@ impl Hd {
     pub fn overview(&self, canvas: &Rgb) -> Vec<f32> {
         let (side, table) = (self.tile as usize, self.table());
         let columns = taps(canvas.width as usize, side);
+        let rows = taps(canvas.height as usize, side);
         let mut view = vec![0.0; 3 * side * side];
-        // Four neighbouring rows are needed at a time; row `y` is held in place `y % 4`.
-        let mut held = [(); 4].map(|()| (usize::MAX, vec![0.0; 3 * side]));
-        for (y, (ys, down)) in taps(canvas.height as usize, side).iter().enumerate() {
-            for at in *ys {
-                let (row, line) = &mut held[at % 4];
-                if *row != at {
-                    *row = at;
-                    narrow(canvas.row(at), &table, &columns, line);
-                }
-            }
-            let lines = ys.map(|at| &held[at % 4].1);
-            for c in 0..3 {
-                let lines = lines.map(|line| &line[c * side..][..side]);
-                for (x, value) in view[(c * side + y) * side..][..side].iter_mut().enumerate() {
-                    *value = sum(lines.map(|line| line[x]), down);
-                }
-            }
-        }
+        // The same rows of all three channels belong together.
+        let (red, others) = view.split_at_mut(side * side);
+        let (green, blue) = others.split_at_mut(side * side);
+        let [red, green, blue] = [red, green, blue].map(|plane| plane.par_chunks_mut(BAND * side));
+        let bands = red.zip_eq(green).zip_eq(blue).zip_eq(rows.par_chunks(BAND));
+        bands.for_each(|(((red, green), blue), rows)| {
+            shrink(canvas, &table, &columns, rows, [red, green, blue]);
+        });
         view
     }
 }
@@ -145,6 +140,30 @@ impl HdShape {
     pub fn tokens(&self, side: usize) -> usize {
         let (rows, columns) = (self.grid.0 as usize * (side / 2), self.grid.1 as usize * (side / 2));
         rows * (columns + 1) + 1 + side / 2 * (side / 2 + 1)
+    }
+}
+
+/// Rows of a view, `rows.len()` of each channel, from the rows of the canvas that they are interpolated from.
+fn shrink(canvas: &Rgb, table: &[f32], columns: &[Tap], rows: &[Tap], planes: [&mut [f32]; 3]) {
+    let side = columns.len();
+    // Four neighbouring rows are needed at a time; row `y` is held in place `y % 4`.
+    let mut held = [(); 4].map(|()| (usize::MAX, vec![0.0; 3 * side]));
+    let mut lines = planes.map(|plane| plane.chunks_exact_mut(side));
+    for (ys, down) in rows {
+        for at in *ys {
+            let (row, line) = &mut held[at % 4];
+            if *row != at {
+                *row = at;
+                narrow(canvas.row(at), table, columns, line);
+            }
+        }
+        let from = ys.map(|at| &held[at % 4].1);
+        for (c, to) in lines.iter_mut().filter_map(Iterator::next).enumerate() {
+            let from = from.map(|line| &line[c * side..][..side]);
+            for (x, value) in to.iter_mut().enumerate() {
+                *value = sum(from.map(|line| line[x]), down);
+            }
+        }
     }
 }
 
