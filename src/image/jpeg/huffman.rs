@@ -1,4 +1,7 @@
-//! Entropy-coded bits and Huffman codes (ITU-T T.81, annexes C and F), read only far enough to know where codes end.
+//! Entropy-coded bits and Huffman codes (ITU-T T.81, annexes C and F).
+
+/// Coefficients of a block, in natural order: row after row, the lowest frequency first.
+pub(super) type Block = [i16; 64];
 
 /// Why a scan cannot be read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,7 @@ pub(super) enum Stop {
 }
 
 /// The bits of one restart interval, most significant first, without byte stuffing. Stops at any marker.
+#[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -55,11 +59,8 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Passes over `n` bits, at most 32.
-    pub(super) fn skip(&mut self, n: u32) -> Result<(), Stop> {
-        if self.left < n {
-            self.refill();
-        }
+    /// Passes over `n` bits of those that a refill has promised or found missing.
+    fn consume(&mut self, n: u32) -> Result<(), Stop> {
         self.left = self.left.checked_sub(n).ok_or(Stop::Ended)?;
         self.buffer <<= n;
         Ok(())
@@ -71,20 +72,40 @@ impl<'a> Bits<'a> {
             self.refill();
         }
         let value = (self.buffer >> 48) as u32 >> (16 - n);
-        self.skip(n)?;
+        self.consume(n)?;
         Ok(value)
     }
 
-    /// Decodes one symbol.
+    /// If the next symbol and the number after it are short: how many zeros the symbol says stand before the number, and the
+    /// number. Most are.
+    pub(super) fn short(&mut self, table: &Huffman) -> Result<Option<(usize, i16)>, Stop> {
+        if self.left < 32 {
+            self.refill();
+        }
+        let Short { len, zeros, number } = table.short[(self.buffer >> (64 - FAST)) as usize];
+        if len == 0 {
+            return Ok(None);
+        }
+        self.consume(u32::from(len))?;
+        Ok(Some((usize::from(zeros), number)))
+    }
+
+    /// Decodes one symbol. The 16 bits that may belong to it are there then, too, unless the data ends.
     pub(super) fn symbol(&mut self, table: &Huffman) -> Result<u8, Stop> {
-        // 32 bits hold the longest code and the longest value after it.
         if self.left < 32 {
             self.refill();
         }
         let entry = table.fast[(self.buffer >> (64 - FAST)) as usize];
         let (len, symbol) = if entry != 0 { (u32::from(entry >> 8), entry as u8) } else { table.slow(self.buffer)? };
-        self.skip(len)?;
+        self.consume(len)?;
         Ok(symbol)
+    }
+
+    /// Right after its symbol, a number of `size` bits, 1 to 16: half of them are below zero (F.2.2.1, EXTEND).
+    pub(super) fn number(&mut self, size: u32) -> Result<i32, Stop> {
+        let bits = (self.buffer >> 48) as u32 >> (16 - size);
+        self.consume(size)?;
+        Ok(extended(bits, size))
     }
 
     /// Drops what is left of this interval and steps over the restart marker `RSTn`.
@@ -122,13 +143,29 @@ pub(super) fn next_marker(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
+/// The number that `size` bits stand for.
+fn extended(bits: u32, size: u32) -> i32 {
+    let is_below = bits >> (size - 1) == 0;
+    bits.cast_signed() + if is_below { 1 - (1 << size) } else { 0 }
+}
+
 /// Bits that the first look-up resolves.
 const FAST: u32 = 9;
+
+/// A symbol of AC coefficients and the number after it, `len` bits together.
+#[derive(Clone, Copy, Default)]
+struct Short {
+    len: u8,
+    zeros: u8,
+    number: i16,
+}
 
 /// A canonical Huffman table.
 pub(super) struct Huffman {
     /// By the next 9 bits: `length << 8 | symbol`, or 0 for longer codes.
     fast: Box<[u16; 1 << FAST]>,
+    /// By the next 9 bits, a symbol with all of its number; `len` 0 where they are longer or there is no number.
+    short: Box<[Short; 1 << FAST]>,
     /// By code length: one past the largest code, left-aligned to 16 bits; 0 if there is none.
     limit: [u32; 17],
     /// By code length: what to add to a code for the index of its symbol.
@@ -140,8 +177,13 @@ impl Huffman {
     /// From the body of a DHT segment: 16 counts by length, then the symbols. `None` if the counts are no prefix code
     /// or ask for more symbols than there are.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Huffman> {
-        let mut table =
-            Huffman { fast: Box::new([0; 1 << FAST]), limit: [0; 17], offset: [0; 17], symbols: symbols.to_vec() };
+        let mut table = Huffman {
+            fast: Box::new([0; 1 << FAST]),
+            short: Box::new([Short::default(); 1 << FAST]),
+            limit: [0; 17],
+            offset: [0; 17],
+            symbols: symbols.to_vec(),
+        };
         let (mut code, mut index) = (0u32, 0usize);
         for (len, count) in (1u32..).zip(counts) {
             let count = usize::from(*count);
@@ -159,6 +201,14 @@ impl Huffman {
             index += count;
             table.limit[len as usize] = if count == 0 { 0 } else { code << (16 - len) };
             code <<= 1;
+        }
+        for (bits, (short, &entry)) in (0u32..).zip(table.short.iter_mut().zip(table.fast.iter())) {
+            let (len, size) = (u32::from(entry >> 8), u32::from(entry & 15));
+            if size > 0 && len + size <= FAST {
+                let number = (bits >> (FAST - len - size)) & ((1 << size) - 1);
+                let zeros = (entry >> 4 & 15) as u8;
+                *short = Short { len: (len + size) as u8, zeros, number: extended(number, size) as i16 };
+            }
         }
         (index == symbols.len()).then_some(table)
     }

@@ -1,46 +1,34 @@
-//! Whether a scan holds all that its frame promises: every code of every block is read, no coefficient is computed.
+//! The codes of a scan, turned into coefficients (ITU-T T.81, F.2 and G.1.2).
 //!
-//! A decoder that meets the end of the data too early fills the rest with grey and reports success. Counting is the only
-//! sound test: a size patched into the header, a file cut in the middle (end marker appended or not) and lost bytes all
-//! leave blocks without codes.
+//! A code that is missing or wrong is an error, never a block of grey: a size patched into the header, a file cut in the
+//! middle (end marker appended or not) and lost bytes all leave blocks without codes.
 
-use super::huffman::{Bits, Huffman, Stop};
+use std::ops::Range;
 
-/// One component of the frame.
-#[derive(Clone, Debug)]
-pub(super) struct Component {
-    pub(super) id: u8,
-    /// Blocks of one MCU across and down.
-    pub(super) h: u32,
-    pub(super) v: u32,
-    /// Blocks of the whole component, as scans of it alone hold them.
-    pub(super) across: u32,
-    pub(super) down: u32,
-    /// Progressive only: which coefficients of each block are non-zero so far, as refinements must know.
-    pub(super) history: Vec<u64>,
-}
+use super::huffman::{Bits, Block, Huffman, Stop};
 
-/// A component in a scan, with its tables.
+/// A component in a scan, with its tables. Blocks of one MCU across and down; blocks from one row to the next.
 pub(super) struct Part<'t> {
-    /// Index into the frame's components.
-    pub(super) component: usize,
     pub(super) dc: Option<&'t Huffman>,
     pub(super) ac: Option<&'t Huffman>,
+    pub(super) h: usize,
+    pub(super) v: usize,
+    pub(super) stride: usize,
 }
 
-/// What a scan codes.
+/// What a scan codes; progressively, all bits but the last `low`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     /// Whole blocks.
     Baseline,
     /// The first bits of the DC coefficients.
-    DcFirst,
+    DcFirst { low: u32 },
     /// One more bit of each.
-    DcRefine,
+    DcRefine { low: u32 },
     /// The first bits of the AC coefficients from `start` to `end`.
-    AcFirst { start: u32, end: u32 },
+    AcFirst { start: usize, end: usize, low: u32 },
     /// One more bit of each.
-    AcRefine { start: u32, end: u32 },
+    AcRefine { start: usize, end: usize, low: u32 },
 }
 
 impl Coding {
@@ -48,8 +36,8 @@ impl Coding {
     pub(super) fn needs(self) -> (bool, bool) {
         match self {
             Coding::Baseline => (true, true),
-            Coding::DcFirst => (true, false),
-            Coding::DcRefine => (false, false),
+            Coding::DcFirst { .. } => (true, false),
+            Coding::DcRefine { .. } => (false, false),
             Coding::AcFirst { .. } | Coding::AcRefine { .. } => (false, true),
         }
     }
@@ -62,143 +50,201 @@ pub(super) struct Break {
     pub(super) mcus: u64,
 }
 
-/// Reads the scan whose entropy-coded data begins at `at`, and returns where it ends.
-///
-/// `mcus` are those of an interleaved scan; a scan of one component has one block an MCU.
-pub(super) fn read(
-    bytes: &[u8],
-    at: usize,
-    coding: Coding,
-    parts: &[Part],
-    components: &mut [Component],
-    mcus: u64,
-    restart_interval: u64,
-) -> Result<usize, Break> {
-    let alone = parts.len() == 1;
-    let blocks_each: Vec<u32> =
-        parts.iter().map(|p| if alone { 1 } else { components[p.component].h * components[p.component].v }).collect();
-    let mcus = match parts {
-        [only] => u64::from(components[only.component].across) * u64::from(components[only.component].down),
-        _ => mcus,
-    };
-    // Only scans of one component code AC bits progressively, so one history is all that is needed.
-    let history = match parts {
-        [only] => std::mem::take(&mut components[only.component].history),
-        _ => Vec::new(),
-    };
-    let mut scan = Scan { bits: Bits::new(bytes, at), history, block: 0, end_of_band: 0 };
-    let done = scan.run(coding, parts, &blocks_each, mcus, restart_interval);
-    if let [only] = parts {
-        components[only.component].history = scan.history;
-    }
-    done.map(|()| scan.bits.position())
+/// Where the k-th coefficient in the order of codes stands in a block.
+#[rustfmt::skip]
+const NATURAL: [u8; 64] = [
+     0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+];
+
+/// The same for tables, which are written in that order.
+pub(super) fn natural(k: usize) -> usize {
+    usize::from(NATURAL[k])
 }
 
-struct Scan<'a> {
+/// A scan that is being read.
+pub(super) struct Scan<'a> {
     bits: Bits<'a>,
-    history: Vec<u64>,
-    /// The block that comes next, in scans of one component.
-    block: usize,
+    coding: Coding,
+    parts: Vec<Part<'a>>,
+    /// MCUs across and down.
+    mcus: (u32, u32),
+    /// MCUs between restarts, or 0; how many are left before the next, and its number.
+    restart: u32,
+    until_restart: u32,
+    next_restart: u8,
+    /// Of each part, the DC coefficient before.
+    predictions: [i32; 4],
     /// Blocks still covered by an end-of-band run.
     end_of_band: u32,
 }
 
-impl Scan<'_> {
-    fn run(&mut self, coding: Coding, parts: &[Part], blocks: &[u32], mcus: u64, restart: u64) -> Result<(), Break> {
-        let mut until_restart = restart;
-        let mut next = 0u8;
-        for mcu in 0..mcus {
-            let broken = |stop| Break { stop, mcu, mcus };
-            if restart > 0 {
-                if until_restart == 0 {
-                    self.bits.restart(next).map_err(broken)?;
-                    self.end_of_band = 0;
-                    next = (next + 1) % 8;
-                    until_restart = restart;
-                }
-                until_restart -= 1;
+impl<'a> Scan<'a> {
+    /// The scan whose data begins at `at`. In a scan of one component an MCU is a block.
+    pub(super) fn new(
+        bytes: &'a [u8],
+        at: usize,
+        coding: Coding,
+        parts: Vec<Part<'a>>,
+        mcus: (u32, u32),
+        restart: u32,
+    ) -> Scan<'a> {
+        let bits = Bits::new(bytes, at);
+        Scan {
+            bits,
+            coding,
+            parts,
+            mcus,
+            restart,
+            until_restart: restart,
+            next_restart: 0,
+            predictions: [0; 4],
+            end_of_band: 0,
+        }
+    }
+
+    /// Rows of MCUs.
+    pub(super) fn rows(&self) -> u32 {
+        self.mcus.1
+    }
+
+    /// Rows of blocks of each part in a row of MCUs, and blocks in such a row.
+    pub(super) fn shapes(&self) -> Vec<(usize, usize)> {
+        self.parts.iter().map(|part| (part.v, part.stride)).collect()
+    }
+
+    /// Where reading stands: at or before the marker that ends the scan.
+    pub(super) fn position(&self) -> usize {
+        self.bits.position()
+    }
+
+    /// Read some rows of MCUs; `blocks` are those of each part, from the first of these rows on.
+    pub(super) fn read(&mut self, rows: Range<u32>, blocks: &mut [&mut [Block]]) -> Result<(), Break> {
+        let (across, down) = (u64::from(self.mcus.0), u64::from(self.mcus.1));
+        for (row, y) in rows.enumerate() {
+            for x in 0..across {
+                let broken = |stop| Break { stop, mcu: u64::from(y) * across + x, mcus: across * down };
+                self.mcu(row, x as usize, blocks).map_err(broken)?;
             }
-            for (part, blocks) in parts.iter().zip(blocks) {
-                for _ in 0..*blocks {
-                    self.block(coding, part).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    fn mcu(&mut self, row: usize, x: usize, blocks: &mut [&mut [Block]]) -> Result<(), Stop> {
+        self.begin_mcu()?;
+        for (i, blocks) in blocks.iter_mut().enumerate() {
+            let Part { h, v, stride, .. } = self.parts[i];
+            for y in row * v..(row + 1) * v {
+                for block in &mut blocks[y * stride + x * h..][..h] {
+                    self.block(i, block)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn block(&mut self, coding: Coding, part: &Part) -> Result<(), Stop> {
-        match coding {
+    fn begin_mcu(&mut self) -> Result<(), Stop> {
+        if self.restart == 0 {
+            return Ok(());
+        }
+        if self.until_restart == 0 {
+            self.bits.restart(self.next_restart)?;
+            self.end_of_band = 0;
+            self.predictions = [0; 4];
+            self.next_restart = (self.next_restart + 1) % 8;
+            self.until_restart = self.restart;
+        }
+        self.until_restart -= 1;
+        Ok(())
+    }
+
+    fn block(&mut self, part: usize, block: &mut Block) -> Result<(), Stop> {
+        match self.coding {
             Coding::Baseline => {
-                self.dc(part)?;
-                self.ac(part)
+                *block = [0; 64];
+                block[0] = self.dc(part)? as i16;
+                self.ac(part, block)
             }
-            Coding::DcFirst => self.dc(part),
-            Coding::DcRefine => self.bits.skip(1),
-            Coding::AcFirst { start, end } => self.ac_first(part, start, end),
-            Coding::AcRefine { start, end } => self.ac_refine(part, start, end),
+            Coding::DcFirst { low } => {
+                block[0] = (self.dc(part)? << low) as i16;
+                Ok(())
+            }
+            Coding::DcRefine { low } => {
+                block[0] |= (self.bits.read(1)? << low) as i16;
+                Ok(())
+            }
+            Coding::AcFirst { start, end, low } => self.ac_first(part, block, start, end, low),
+            Coding::AcRefine { start, end, low } => self.ac_refine(part, block, start, end, low),
         }
     }
 
     /// F.2.2.1: the size of the difference, then as many bits.
-    fn dc(&mut self, part: &Part) -> Result<(), Stop> {
-        let size = self.bits.symbol(part.dc.ok_or(Stop::BadCode)?)?;
+    #[inline]
+    fn dc(&mut self, part: usize) -> Result<i32, Stop> {
+        let size = u32::from(self.bits.symbol(self.parts[part].dc.ok_or(Stop::BadCode)?)?);
         if size > 16 {
             return Err(Stop::BadCode);
         }
-        self.bits.skip(u32::from(size))
+        let difference = if size > 0 { self.bits.number(size)? } else { 0 };
+        self.predictions[part] = self.predictions[part].wrapping_add(difference);
+        Ok(self.predictions[part])
     }
 
     /// F.2.2.2: run of zeros and size of the value, until the end of the block.
-    fn ac(&mut self, part: &Part) -> Result<(), Stop> {
-        let table = part.ac.ok_or(Stop::BadCode)?;
+    fn ac(&mut self, part: usize, block: &mut Block) -> Result<(), Stop> {
+        let table = self.parts[part].ac.ok_or(Stop::BadCode)?;
+        // A copy that is nobody else's stays in registers.
+        let mut bits = self.bits;
         let mut k = 1;
         while k < 64 {
-            let symbol = u32::from(self.bits.symbol(table)?);
-            let (run, size) = (symbol >> 4, symbol & 15);
-            if size == 0 && run < 15 {
-                return Ok(());
-            }
-            k += run;
-            if size > 0 && k > 63 {
+            let (zeros, value) = match bits.short(table)? {
+                Some(short) => short,
+                None => {
+                    let symbol = bits.symbol(table)?;
+                    match (usize::from(symbol >> 4), u32::from(symbol & 15)) {
+                        (15, 0) => {
+                            k += 16;
+                            continue;
+                        }
+                        (_, 0) => break,
+                        (zeros, size) => (zeros, bits.number(size)? as i16),
+                    }
+                }
+            };
+            k += zeros;
+            if k > 63 {
                 return Err(Stop::Overrun);
             }
-            self.bits.skip(size)?;
+            block[natural(k)] = value;
             k += 1;
         }
+        self.bits = bits;
         Ok(())
     }
 
-    /// The history of the block at hand, and a step to the next.
-    fn next_block(&mut self) -> Result<usize, Stop> {
-        let block = self.block;
-        self.block += 1;
-        if block < self.history.len() { Ok(block) } else { Err(Stop::Overrun) }
-    }
-
     /// G.1.2.2: as a baseline block, but a run of ends of band may cover many blocks.
-    fn ac_first(&mut self, part: &Part, start: u32, end: u32) -> Result<(), Stop> {
-        let block = self.next_block()?;
+    fn ac_first(&mut self, part: usize, block: &mut Block, start: usize, end: usize, low: u32) -> Result<(), Stop> {
         if self.end_of_band > 0 {
             self.end_of_band -= 1;
             return Ok(());
         }
-        let table = part.ac.ok_or(Stop::BadCode)?;
+        let table = self.parts[part].ac.ok_or(Stop::BadCode)?;
         let mut k = start;
         while k <= end {
-            let symbol = u32::from(self.bits.symbol(table)?);
-            let (run, size) = (symbol >> 4, symbol & 15);
+            let symbol = self.bits.symbol(table)?;
+            let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
             if size == 0 && run < 15 {
                 self.end_of_band = (1 << run) - 1 + self.bits.read(run)?;
                 return Ok(());
             }
-            k += run;
+            k += run as usize;
             if size > 0 {
                 if k > end {
                     return Err(Stop::Overrun);
                 }
-                self.history[block] |= 1 << k;
-                self.bits.skip(size)?;
+                block[natural(k)] = (self.bits.number(size)? << low) as i16;
             }
             k += 1;
         }
@@ -206,14 +252,12 @@ impl Scan<'_> {
     }
 
     /// G.1.2.3: one correction bit for each coefficient that is already non-zero, interleaved with new ones.
-    fn ac_refine(&mut self, part: &Part, start: u32, end: u32) -> Result<(), Stop> {
-        let block = self.next_block()?;
-        let table = part.ac.ok_or(Stop::BadCode)?;
-        let known = self.history[block];
+    fn ac_refine(&mut self, part: usize, block: &mut Block, start: usize, end: usize, low: u32) -> Result<(), Stop> {
+        let table = self.parts[part].ac.ok_or(Stop::BadCode)?;
         let mut k = start;
         while self.end_of_band == 0 && k <= end {
-            let symbol = u32::from(self.bits.symbol(table)?);
-            let (mut zeros, size) = (symbol >> 4, symbol & 15);
+            let symbol = self.bits.symbol(table)?;
+            let (mut zeros, size) = (u32::from(symbol >> 4), symbol & 15);
             if size == 0 && zeros < 15 {
                 self.end_of_band = (1 << zeros) + self.bits.read(zeros)?;
                 break;
@@ -221,13 +265,13 @@ impl Scan<'_> {
             if size > 1 {
                 return Err(Stop::BadCode);
             }
-            self.bits.skip(size)?;
+            let new = if size == 1 { self.bits.number(1)? << low } else { 0 };
             // Step over `zeros` coefficients that are still zero to the one that the symbol is about.
-            while k <= end && (known >> k & 1 == 1 || zeros > 0) {
-                if known >> k & 1 == 1 {
-                    self.bits.skip(1)?;
-                } else {
+            while k <= end && (block[natural(k)] != 0 || zeros > 0) {
+                if block[natural(k)] == 0 {
                     zeros -= 1;
+                } else {
+                    self.correct(&mut block[natural(k)], low)?;
                 }
                 k += 1;
             }
@@ -235,18 +279,26 @@ impl Scan<'_> {
                 if k > end {
                     return Err(Stop::Overrun);
                 }
-                self.history[block] |= 1 << k;
+                block[natural(k)] = new as i16;
             }
             k += 1;
         }
         if self.end_of_band > 0 {
             self.end_of_band -= 1;
-            if k <= end {
-                let rest = known & (u64::MAX << k) & (u64::MAX >> (63 - end));
-                let corrections = rest.count_ones();
-                self.bits.skip(corrections / 2)?;
-                self.bits.skip(corrections - corrections / 2)?;
+            for k in k..=end {
+                if block[natural(k)] != 0 {
+                    self.correct(&mut block[natural(k)], low)?;
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// One more bit of a coefficient, away from zero.
+    fn correct(&mut self, value: &mut i16, low: u32) -> Result<(), Stop> {
+        let bit = 1i16.wrapping_shl(low);
+        if self.bits.read(1)? == 1 && *value & bit == 0 {
+            *value = value.wrapping_add(if *value < 0 { -bit } else { bit });
         }
         Ok(())
     }
