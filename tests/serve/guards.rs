@@ -203,5 +203,6 @@ fn histograms_count_every_answer() {
         );
     }
     assert_eq!(server.metric("request_generation_tokens_sum"), 16.0);
+    assert_eq!(server.metric("request_success_total"), 4.0);
     assert!(text.contains("finished_reason=\"length\"} 4\n"), "{text}");
 }

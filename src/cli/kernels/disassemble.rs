@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::compile::TemporaryDir;
 use crate::backend::cuda::image::Image;
 use crate::backend::cuda::nvcc;
 
@@ -18,12 +19,11 @@ pub fn sass(image: &Image<'_>, symbol: Option<&str>) -> Result<String> {
         "instructions are shown by nvdisasm of the CUDA toolkit, which is not in $CUDA_HOME/bin, $PATH or .tools/cuda/bin: \
          tools/install-nvcc brings it",
     )?;
-    let file = std::env::temp_dir().join(format!("ocelli-{}-{}.cubin", image.kernel, std::process::id()));
+    let dir = TemporaryDir::new()?;
+    let file = dir.path().join(format!("{}.cubin", image.kernel));
     fs::write(&file, image.bytes).with_context(|| format!("writing {}", file.display()))?;
-    let ran = Command::new(&tool).arg("-c").arg(&file).output().with_context(|| format!("running {}", tool.display()));
-    // What is left behind in a folder for temporary files harms nobody.
-    let _ = fs::remove_file(&file);
-    let ran = ran?;
+    let ran =
+        Command::new(&tool).arg("-c").arg(&file).output().with_context(|| format!("running {}", tool.display()))?;
     let said = String::from_utf8_lossy(&ran.stderr);
     ensure!(ran.status.success(), "{} failed: {}", tool.display(), said.trim());
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();

@@ -84,16 +84,16 @@ impl Frame {
         self.components.iter().map(plane).collect()
     }
 
-    /// The first component that no scan has coded.
-    pub(super) fn check_complete(&self) -> Result<()> {
-        match self.components.iter().position(|c| c.quant.is_none()) {
-            Some(missing) => invalid(format!(
-                "the JPEG is cut off: no data for colour component {} of {}",
-                missing + 1,
-                self.components.len()
-            )),
-            None => Ok(()),
-        }
+    /// The components' quantisation tables.
+    ///
+    /// # Errors
+    /// No scan has coded one of them.
+    pub(super) fn quants(&self) -> Result<Vec<&[i16; 64]>> {
+        let all = self.components.len();
+        let missing =
+            |i: usize| invalid(format!("the JPEG is cut off: no data for colour component {} of {all}", i + 1));
+        let components = self.components.iter().enumerate();
+        components.map(|(i, c)| c.quant.as_ref().map_or_else(|| missing(i), Ok)).collect()
     }
 }
 

@@ -9,6 +9,8 @@ use super::huffman::{Bits, Block, Huffman, Stop};
 
 /// A component in a scan, with its tables. Blocks of one MCU across and down; blocks from one row to the next.
 pub(super) struct Part<'t> {
+    /// Index into the frame's components.
+    pub(super) component: usize,
     pub(super) dc: Option<&'t Huffman>,
     pub(super) ac: Option<&'t Huffman>,
     pub(super) h: usize,
@@ -110,9 +112,9 @@ impl<'a> Scan<'a> {
         self.mcus.1
     }
 
-    /// Rows of blocks of each part in a row of MCUs, and blocks in such a row.
-    pub(super) fn shapes(&self) -> Vec<(usize, usize)> {
-        self.parts.iter().map(|part| (part.v, part.stride)).collect()
+    /// The components, each with its tables.
+    pub(super) fn parts(&self) -> &[Part<'a>] {
+        &self.parts
     }
 
     /// Where reading stands: at or before the marker that ends the scan.

@@ -109,13 +109,11 @@ impl<'a> Reader<'a> {
         let Some(frame) = self.frame.take().filter(|_| self.scans > 0) else {
             return invalid("the JPEG is damaged: it ends before any picture data");
         };
-        frame.check_complete()?;
+        let quants = frame.quants()?;
         let planes = self.planes.take().unwrap_or_else(|| {
             let mut planes = frame.planes();
-            planes.par_iter_mut().zip(&frame.components).for_each(|(plane, c)| {
-                let quant = c.quant.as_ref().expect("every component has been coded");
-                plane.fill(0, &c.blocks, quant);
-            });
+            let parts = planes.par_iter_mut().zip(&frame.components).zip(quants);
+            parts.for_each(|((plane, c), quant)| plane.fill(0, &c.blocks, quant));
             planes
         });
         Ok(Jpeg {
@@ -212,8 +210,7 @@ impl<'a> Reader<'a> {
         let mut scan = Scan::new(self.bytes, data, coding, parts, mcus, u32::from(self.restart_interval));
         let done = if alone {
             let mut planes = frame.planes();
-            let order: Vec<usize> = header.selected.iter().map(|s| s.component).collect();
-            let done = bands::decode(&mut scan, &frame, &order, &mut planes);
+            let done = bands::decode(&mut scan, &frame.quants()?, &mut planes);
             self.planes = Some(planes);
             done
         } else {
@@ -235,18 +232,13 @@ impl<'a> Reader<'a> {
     fn begin(&self, frame: &mut Frame, header: &ScanHeader, coding: Coding) -> Result<()> {
         for s in &header.selected {
             let c = &mut frame.components[s.component];
-            match coding {
-                Coding::Baseline if c.quant.is_some() => {
+            match (coding, c.quant) {
+                (Coding::Baseline, Some(_)) => {
                     return invalid(format!("the JPEG is damaged: colour component {} comes twice", s.component + 1));
                 }
-                Coding::Baseline | Coding::DcFirst { .. } if c.quant.is_none() => {
-                    c.quant = Some(self.quantisation(c.table)?);
-                }
-                Coding::Baseline | Coding::DcFirst { .. } => {}
-                _ if c.quant.is_none() => {
-                    return invalid("the JPEG is damaged: a scan refines what no scan has coded before");
-                }
-                _ => {}
+                (_, Some(_)) => {}
+                (Coding::Baseline | Coding::DcFirst { .. }, None) => c.quant = Some(self.quantisation(c.table)?),
+                (_, None) => return invalid("the JPEG is damaged: a scan refines what no scan has coded before"),
             }
         }
         Ok(())
@@ -323,7 +315,7 @@ fn parts<'t>(frame: &Frame, selected: &[Selected], tables: &'t [[Option<Huffman>
     let part = |(s, [dc, ac]): (&Selected, &'t [Option<Huffman>; 2])| {
         let c = &frame.components[s.component];
         let (h, v) = if alone { (1, 1) } else { (c.h as usize, c.v as usize) };
-        Part { dc: dc.as_ref(), ac: ac.as_ref(), h, v, stride: c.stride as usize }
+        Part { component: s.component, dc: dc.as_ref(), ac: ac.as_ref(), h, v, stride: c.stride as usize }
     };
     selected.iter().zip(tables).map(part).collect()
 }
