@@ -8,8 +8,8 @@ answer is what the tests expect. The pictures are made here, from seeds.
     python tools/make_image_fixtures.py        # writes tests/fixtures/images
 
 A case of manifest.json names its file, size, and the CRC-32 of the RGB bytes under both rules for transparency: `white`
-(composited on white) and `drop` (Pillow's convert("RGB")). For lossy files (JPEG), `reference` is a PNG of the RGB bytes, so
-that a difference can be looked at.
+(composited on white) and `drop` (Pillow's convert("RGB")). Where Pillow rounds otherwise, `reference` is a PNG of its RGB
+bytes.
 """
 
 import io
@@ -38,6 +38,13 @@ def photo(width, height, seed=1):
     return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
 
+def half_clear(width, height):
+    """A photo under a sky in which hardly anything is to be seen."""
+    img = photo(width, height)
+    img.paste(Image.linear_gradient("L").resize((width, height // 2)).convert("RGB"))
+    return img
+
+
 def ramp(width, height):
     """An alpha channel with every kind of value."""
     y, x = np.mgrid[0:height, 0:width]
@@ -60,7 +67,7 @@ def rgb_white(img):
     return img.convert("RGB")
 
 
-def case(name, data, lossy=False, oracle=None):
+def case(name, data, rounded=False, oracle=None):
     """Writes a file and what Pillow makes of it. `oracle` replaces Pillow where a rule here departs from it."""
     (OUT / name).write_bytes(data)
     img = Image.open(io.BytesIO(data))
@@ -73,7 +80,7 @@ def case(name, data, lossy=False, oracle=None):
     entry = {"file": name, "width": white.width, "height": white.height}
     entry["white"] = zlib.crc32(white.tobytes())
     entry["drop"] = zlib.crc32(drop.tobytes())
-    if lossy:
+    if rounded:
         entry["reference"] = name + ".expected.png"
         (OUT / entry["reference"]).write_bytes(encoded(white, "PNG", optimize=True))
     CASES.append(entry)
@@ -196,7 +203,7 @@ def jpegs():
     img = photo(61, 47)
 
     def save(name, picture=img, **options):
-        case(name + ".jpg", encoded(picture, "JPEG", **{"quality": 90, **options}), lossy=True)
+        case(name + ".jpg", encoded(picture, "JPEG", **{"quality": 90, **options}))
 
     for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
         save(f"baseline_{name}", subsampling=subsampling)
@@ -210,16 +217,21 @@ def jpegs():
     save("one_pixel", photo(1, 1))
     save("rgb", keep_rgb=True, subsampling=0)
     cmyk = encoded(img.convert("CMYK"), "JPEG", quality=90)
-    case("cmyk_adobe.jpg", cmyk, lossy=True)
-    case("cmyk_plain.jpg", adobe_transform(cmyk, None), lossy=True)
-    case("ycck.jpg", adobe_transform(cmyk, 2), lossy=True)
-    case("scan_a_component_444.jpg", one_scan_a_component(img, [(1, 1)] * 3), lossy=True)
-    case("scan_a_component_422.jpg", one_scan_a_component(img, [(2, 1), (1, 1), (1, 1)]), lossy=True)
-    case("scan_a_component_411.jpg", one_scan_a_component(img, [(4, 1), (1, 1), (1, 1)]), lossy=True)
-    case("scan_a_component_420.jpg", one_scan_a_component(img, [(2, 2), (1, 1), (1, 1)]), lossy=True)
-    case("scan_a_component_440.jpg", one_scan_a_component(img, [(1, 2), (1, 1), (1, 1)]), lossy=True)
+    case("cmyk_adobe.jpg", cmyk)
+    case("cmyk_plain.jpg", adobe_transform(cmyk, None))
+    case("ycck.jpg", adobe_transform(cmyk, 2))
+    case("scan_a_component_444.jpg", one_scan_a_component(img, [(1, 1)] * 3))
+    case("scan_a_component_422.jpg", one_scan_a_component(img, [(2, 1), (1, 1), (1, 1)]))
+    case("scan_a_component_411.jpg", one_scan_a_component(img, [(4, 1), (1, 1), (1, 1)]))
+    case("scan_a_component_420.jpg", one_scan_a_component(img, [(2, 2), (1, 1), (1, 1)]))
+    case("scan_a_component_440.jpg", one_scan_a_component(img, [(1, 2), (1, 1), (1, 1)]))
     for width in (1, 2, 3, 4, 5, 6):
         save(f"narrow_{width}", photo(width, 9), subsampling=2)
+    # So large that several threads read one, with codes that are dense in some places and sparse in others.
+    for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
+        save(f"large_{name}", half_clear(400, 300), subsampling=subsampling, quality=80)
+    save("large_grey", half_clear(400, 300).convert("L"), quality=80)
+    save("large_restarts", half_clear(400, 300), restart_marker_rows=2, quality=80)
 
 
 def webps():
@@ -273,7 +285,7 @@ def bmps():
     pixels = ((r >> 3) << 11) | ((g >> 2) << 5) | (b >> 3)
     body = b"".join(row.astype("<u2").tobytes().ljust(40, b"\0") for row in pixels[::-1])
     info = struct.pack("<IiiHHIIiiII", 40, 19, 13, 1, 16, 3, len(body), 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
-    case("rgb_565.bmp", b"BM" + struct.pack("<IHHI", 66 + len(body), 0, 0, 66) + info + body, lossy=True)
+    case("rgb_565.bmp", b"BM" + struct.pack("<IHHI", 66 + len(body), 0, 0, 66) + info + body, rounded=True)
 
 
 def orientations():
@@ -282,9 +294,9 @@ def orientations():
         exif = Image.Exif()
         exif[0x0112] = turn
         for fmt, name, options in (("PNG", "png", {}), ("JPEG", "jpg", {"quality": 95, "subsampling": 0}), ("WEBP", "webp", {"lossless": True})):
-            case(f"orientation_{turn}.{name}", encoded(img, fmt, exif=exif, **options), lossy=fmt == "JPEG")
+            case(f"orientation_{turn}.{name}", encoded(img, fmt, exif=exif, **options))
     broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0" + b"\xff" * 40
-    case("broken_exif.jpg", encoded(img, "JPEG", quality=95, subsampling=0, exif=broken), lossy=True)
+    case("broken_exif.jpg", encoded(img, "JPEG", quality=95, subsampling=0, exif=broken))
 
 
 def pattern(width, height):

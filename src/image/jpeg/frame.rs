@@ -1,5 +1,6 @@
 //! The frame: sizes of the picture, of its components and of their blocks (ITU-T T.81, A.1 and B.2.2).
 
+use super::bands;
 use super::huffman::Block;
 use super::planes::Plane;
 use crate::image::error::{Result, invalid, unsupported};
@@ -59,11 +60,12 @@ impl Frame {
         self.components.iter().map(|c| u64::from(c.stride) * u64::from(c.rows)).sum()
     }
 
-    /// Holds what is kept of a picture to the limits: its samples, and beside them RGB, or before that, with `all`, every
-    /// coefficient.
+    /// Holds what is kept of a picture to the limits: its samples, and beside them RGB, or before that coefficients, with `all`
+    /// every one.
     pub(super) fn check_memory(&self, limits: &Limits, all: bool) -> Result<()> {
         let (blocks, rgb) = (self.blocks(), plane(self.width, self.height, 3));
-        let coefficients = if all { blocks * size_of::<Block>() as u64 } else { 0 };
+        let every = blocks * size_of::<Block>() as u64;
+        let coefficients = if all { every } else { every.min(bands::HELD) };
         limits.check_memory(blocks * 64 + rgb.max(coefficients))
     }
 

@@ -31,6 +31,19 @@ impl<'a> Bits<'a> {
         Bits { bytes, at, buffer: 0, left: 0 }
     }
 
+    /// Of the same data, from a byte on; from the one behind it, where it belongs to an 0xFF before it.
+    pub(super) fn at(&self, byte: usize) -> Self {
+        let within = byte > 0 && self.bytes.get(byte - 1) == Some(&0xff);
+        Bits::new(self.bytes, byte + usize::from(within))
+    }
+
+    /// Where reading stands, to the bit: who has come there by any way has the same number, who is further on a larger one.
+    pub(super) fn place(&mut self) -> u64 {
+        // As many bytes as the buffer takes, so that the same ones are in it.
+        self.refill();
+        (self.at as u64) << 7 | u64::from(64 - self.left)
+    }
+
     /// Tops the buffer up to at least 57 bits, unless the data ends.
     fn refill(&mut self) {
         if let Some(chunk) = self.bytes.get(self.at..).and_then(|b| b.first_chunk::<8>()) {
@@ -121,6 +134,11 @@ impl<'a> Bits<'a> {
     /// Where reading stands: at or before the marker that ends the scan.
     pub(super) fn position(&self) -> usize {
         self.at
+    }
+
+    /// Bytes from there to the end of the file.
+    pub(super) fn rest(&self) -> usize {
+        self.bytes.len().saturating_sub(self.at)
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Decoders that are to be had as libraries work on one thread, and they are made to show something of any file: half a file
 //! decodes to a full picture, half of it grey; so does a 6 KB file whose header has been patched to claim 13000x13000.
-//! Here every code of every block that the header promises must be there ([`scan`]). The inverse DCT ([`idct`]), the
-//! interpolation of chroma ([`planes`]) and the conversion of colours ([`colour`]) are integer arithmetic with libjpeg's
-//! roundings; they run beside the reading of codes and behind it, in bands of rows.
+//! Here every code of every block that the header promises must be there ([`scan`]); several threads read them ([`runs`]).
+//! The inverse DCT ([`idct`]), the interpolation of chroma ([`planes`]) and the conversion of colours ([`colour`]) are
+//! integer arithmetic with libjpeg's roundings; they run behind the reading of codes and, in large pictures, beside it.
 //!
 //! One thing libjpeg does is not done: smoothing what a progressive file has left half-coded.
 
@@ -14,6 +14,7 @@ mod frame;
 mod huffman;
 mod idct;
 mod planes;
+mod runs;
 mod scan;
 mod segments;
 

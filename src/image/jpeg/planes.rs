@@ -1,6 +1,8 @@
 //! A component's samples, and its rows at the picture's size: libjpeg's "fancy" upsampling, in which a sample weighs three
 //! times what its farther neighbour does, with the same roundings.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::huffman::Block;
@@ -32,6 +34,18 @@ impl Plane {
         rows.for_each(|(samples, blocks)| {
             blocks.iter().enumerate().for_each(|(x, block)| idct(block, quant, samples, 8 * x, stride));
         });
+    }
+
+    /// The samples of some rows of MCUs, each `blocks` rows of blocks: which row, its samples, and how many follow one another.
+    pub(super) fn rows(
+        &mut self,
+        rows: Range<usize>,
+        blocks: usize,
+    ) -> impl ParallelIterator<Item = (usize, &mut [u8], usize)> {
+        let stride = self.stride;
+        let each = 8 * blocks * stride;
+        let samples = self.data[rows.start * each..rows.end * each].par_chunks_mut(each);
+        samples.zip(rows).map(move |(samples, y)| (y, samples, stride))
     }
 
     /// Row `y`, the last one where there are no more.

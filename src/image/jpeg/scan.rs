@@ -3,11 +3,10 @@
 //! A code that is missing or wrong is an error, never a block of grey: a size patched into the header, a file cut in the
 //! middle (end marker appended or not) and lost bytes all leave blocks without codes.
 
-use std::ops::Range;
-
 use super::huffman::{Bits, Block, Huffman, Stop};
 
 /// A component in a scan, with its tables. Blocks of one MCU across and down; blocks from one row to the next.
+#[derive(Clone)]
 pub(super) struct Part<'t> {
     /// Index into the frame's components.
     pub(super) component: usize,
@@ -48,8 +47,8 @@ impl Coding {
 /// Where a scan is broken: at which of how many MCUs.
 pub(super) struct Break {
     pub(super) stop: Stop,
-    pub(super) mcu: u64,
-    pub(super) mcus: u64,
+    pub(super) mcu: usize,
+    pub(super) mcus: usize,
 }
 
 /// Where the k-th coefficient in the order of codes stands in a block.
@@ -67,6 +66,7 @@ pub(super) fn natural(k: usize) -> usize {
 }
 
 /// A scan that is being read.
+#[derive(Clone)]
 pub(super) struct Scan<'a> {
     bits: Bits<'a>,
     coding: Coding,
@@ -107,9 +107,19 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Rows of MCUs.
-    pub(super) fn rows(&self) -> u32 {
-        self.mcus.1
+    /// MCUs across and down.
+    pub(super) fn mcus(&self) -> (u32, u32) {
+        self.mcus
+    }
+
+    /// Blocks of an MCU.
+    pub(super) fn blocks(&self) -> usize {
+        self.parts.iter().map(|part| part.h * part.v).sum()
+    }
+
+    /// Whether there are restart markers: numbered, so that only who has counted them reads on.
+    pub(super) fn restarts(&self) -> bool {
+        self.restart > 0
     }
 
     /// The components, each with its tables.
@@ -122,13 +132,64 @@ impl<'a> Scan<'a> {
         self.bits.position()
     }
 
-    /// Read some rows of MCUs; `blocks` are those of each part, from the first of these rows on.
-    pub(super) fn read(&mut self, rows: Range<u32>, blocks: &mut [&mut [Block]]) -> Result<(), Break> {
-        let (across, down) = (u64::from(self.mcus.0), u64::from(self.mcus.1));
-        for (row, y) in rows.enumerate() {
+    /// Bytes from there to the end of the file.
+    pub(super) fn rest(&self) -> usize {
+        self.bits.rest()
+    }
+
+    /// Where reading stands to the bit: a number that grows from one to the next, and is the same whoever reads.
+    pub(super) fn place(&mut self) -> u64 {
+        self.bits.place()
+    }
+
+    /// As if an MCU began at a byte, or behind it, where it belongs to the one before.
+    pub(super) fn at(&self, byte: usize) -> Scan<'a> {
+        Scan { bits: self.bits.at(byte), predictions: [0; 4], ..self.clone() }
+    }
+
+    /// Of each part, the DC coefficient before.
+    pub(super) fn predictions(&self) -> [i32; 4] {
+        self.predictions
+    }
+
+    /// Where this one stands, once it is known what its DC coefficients lack.
+    pub(super) fn lacking(&self, lacking: [i32; 4]) -> Scan<'a> {
+        let predictions = std::array::from_fn(|i| self.predictions[i].wrapping_add(lacking[i]));
+        Scan { predictions, ..self.clone() }
+    }
+
+    /// Those, from the blocks of the MCU before.
+    pub(super) fn last(&self, mcu: &[Block]) -> [i32; 4] {
+        let mut last = [0; 4];
+        let mut blocks = 0;
+        for (last, Part { h, v, .. }) in last.iter_mut().zip(&self.parts) {
+            blocks += h * v;
+            *last = i32::from(mcu[blocks - 1][0]);
+        }
+        last
+    }
+
+    /// Read the next MCU: its blocks are added to `blocks`.
+    pub(super) fn next(&mut self, blocks: &mut Vec<Block>) -> Result<(), Stop> {
+        self.begin_mcu()?;
+        for i in 0..self.parts.len() {
+            let Part { h, v, .. } = self.parts[i];
+            for _ in 0..h * v {
+                let mut block = [0; 64];
+                self.block(i, &mut block)?;
+                blocks.push(block);
+            }
+        }
+        Ok(())
+    }
+
+    /// Read all MCUs; `blocks` are those of each part.
+    pub(super) fn read(&mut self, blocks: &mut [&mut [Block]]) -> Result<(), Break> {
+        let (across, down) = (self.mcus.0 as usize, self.mcus.1 as usize);
+        for y in 0..down {
             for x in 0..across {
-                let broken = |stop| Break { stop, mcu: u64::from(y) * across + x, mcus: across * down };
-                self.mcu(row, x as usize, blocks).map_err(broken)?;
+                let broken = |stop| Break { stop, mcu: y * across + x, mcus: across * down };
+                self.mcu(y, x, blocks).map_err(broken)?;
             }
         }
         Ok(())
@@ -165,7 +226,6 @@ impl<'a> Scan<'a> {
     fn block(&mut self, part: usize, block: &mut Block) -> Result<(), Stop> {
         match self.coding {
             Coding::Baseline => {
-                *block = [0; 64];
                 block[0] = self.dc(part)? as i16;
                 self.ac(part, block)
             }

@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
             }
             let mut kept: Vec<_> = frame.components.iter_mut().map(|c| Some(&mut c.blocks[..])).collect();
             let mut blocks: Vec<_> = header.selected.iter().filter_map(|s| kept[s.component].take()).collect();
-            scan.read(0..scan.rows(), &mut blocks)
+            scan.read(&mut blocks)
         };
         done.or_else(|b| self.broken(&b))?;
         let end = scan.position();
