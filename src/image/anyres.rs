@@ -77,13 +77,13 @@ impl Anyres {
             "the {} tiles of a picture take {bytes} bytes; the limit is {MAX_TILE_BYTES}",
             view.tiles()
         );
-        let mut tiles = resize(img, self.tile, self.tile, self.resample)?.into_data();
-        tiles.reserve_exact(bytes as usize - tiles.len());
-
         let ((height, width), (top, left)) = (view.resized, view.border());
-        let mut canvas = Rgb::filled(view.resolution.1, view.resolution.0, [0; 3])?;
-        canvas.paste(&resize(img, width, height, self.resample)?, left, top);
-        canvas.cut(self.tile, &mut tiles);
+        let resized = resize(img, width, height, self.resample)?;
+        let canvas = resized.framed(view.resolution.1, view.resolution.0, (left, top), [0; 3])?;
+        let mut tiles = vec![0; bytes as usize];
+        let (whole, grid) = tiles.split_at_mut(3 * (self.tile as usize).pow(2));
+        whole.copy_from_slice(resize(img, self.tile, self.tile, self.resample)?.data());
+        canvas.cut(self.tile, grid);
         Ok(tiles)
     }
 }

@@ -162,9 +162,7 @@ impl Tile {
         if (across.kept, down.kept) == (across.size, down.size) {
             return Ok(cut);
         }
-        let mut out = Rgb::filled(across.size, down.size, [0; 3])?;
-        out.paste(&cut, across.to, down.to);
-        Ok(out)
+        cut.framed(across.size, down.size, (across.to, down.to), [0; 3])
     }
 }
 

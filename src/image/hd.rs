@@ -91,14 +91,13 @@ impl Hd {
             resize(img, wide, tall, Filter::Bilinear)?
         };
         let full = tall.div_ceil(self.tile) * self.tile;
-        let mut canvas = Rgb::filled(wide, full, [255; 3])?;
-        canvas.paste(&resized, 0, (full - tall) / 2);
+        let canvas = resized.framed(wide, full, (0, (full - tall) / 2), [255; 3])?;
         if shape.transposed { transpose(&canvas) } else { Ok(canvas) }
     }
 
     /// The tiles of a canvas, row by row: `[grid rows * grid columns, tile, tile, 3]` bytes.
     pub fn tiles(&self, canvas: &Rgb) -> Vec<u8> {
-        let mut tiles = Vec::with_capacity(canvas.data.len());
+        let mut tiles = vec![0; canvas.data.len()];
         canvas.cut(self.tile, &mut tiles);
         tiles
     }

@@ -26,6 +26,7 @@ mod webp;
 use std::fmt;
 
 use anyhow::{Result, ensure};
+use rayon::prelude::*;
 
 pub use anyres::{Anyres, View};
 pub use clip::{ClipProcessor, Crop, Size, Tile};
@@ -37,6 +38,9 @@ pub use resize::{Axis, Canvas, Cut, Filter, Window, resize};
 
 /// Bytes of all tiles of a picture: 1 GiB.
 const MAX_TILE_BYTES: u64 = 1 << 30;
+
+/// Rows that are worth a thread, where they are copied.
+const ROWS: usize = 32;
 
 /// A picture: 8-bit RGB, rows from the top, pixels from the left, no padding (HWC).
 #[derive(Clone, PartialEq, Eq)]
@@ -70,7 +74,8 @@ impl Rgb {
         let pixels =
             usize::try_from(u64::from(width) * u64::from(height)).ok().filter(|n| *n <= isize::MAX as usize / 3);
         let Some(pixels) = pixels else { anyhow::bail!("a picture of {width}x{height} does not fit into memory") };
-        Rgb::new(width, height, colour.repeat(pixels))
+        // Zeros are the kernel's, page by page, as threads write there.
+        Rgb::new(width, height, if colour == [0; 3] { vec![0; 3 * pixels] } else { colour.repeat(pixels) })
     }
 
     /// Pixels a row.
@@ -99,21 +104,28 @@ impl Rgb {
         y.checked_mul(stride).and_then(|at| self.data.get(at..at + stride)).unwrap_or_default()
     }
 
-    /// Put `img`, which must fit, on this picture, its first pixel in column `left` of row `top`.
-    fn paste(&mut self, img: &Rgb, left: u32, top: u32) {
-        let rows = self.data.chunks_exact_mut(self.width as usize * 3).skip(top as usize);
-        for (row, pixels) in rows.zip(img.data.chunks_exact(img.width as usize * 3)) {
-            row[left as usize * 3..][..pixels.len()].copy_from_slice(pixels);
-        }
+    /// The picture on a canvas of one colour, its first pixel in column `left` of row `top`; all of it must lie there.
+    fn framed(&self, width: u32, height: u32, (left, top): (u32, u32), colour: [u8; 3]) -> Result<Rgb> {
+        let mut canvas = Rgb::filled(width, height, [0; 3])?;
+        let fill = |bytes: &mut [u8]| bytes.as_chunks_mut::<3>().0.fill(colour);
+        let rows = canvas.data.par_chunks_exact_mut(3 * width as usize).with_min_len(ROWS).enumerate();
+        rows.for_each(|(y, row)| {
+            let pixels = y.checked_sub(top as usize).map(|y| self.row(y)).unwrap_or_default();
+            let (before, row) = row.split_at_mut(3 * left as usize);
+            let (row, behind) = row.split_at_mut(pixels.len());
+            row.copy_from_slice(pixels);
+            [before, behind].into_iter().for_each(fill);
+        });
+        Ok(canvas)
     }
 
-    /// Append the tiles of `side` pixels to `tiles`, row by row of them, `[side, side, 3]` each.
-    fn cut(&self, side: u32, tiles: &mut Vec<u8>) {
-        for (top, left) in (0..self.height / side).flat_map(|y| (0..self.width / side).map(move |x| (y, x))) {
-            for y in top * side..(top + 1) * side {
-                tiles.extend_from_slice(&self.row(y as usize)[(left * side * 3) as usize..][..(side * 3) as usize]);
-            }
-        }
+    /// Its tiles of `side` pixels, row by row of them, `[side, side, 3]` each, to `tiles`, which is as long as all of them.
+    fn cut(&self, side: u32, tiles: &mut [u8]) {
+        let (side, across) = (side as usize, (self.width / side) as usize);
+        tiles.par_chunks_exact_mut(3 * side).with_min_len(ROWS).enumerate().for_each(|(i, row)| {
+            let (tile, y) = (i / side, i % side);
+            row.copy_from_slice(&self.row(tile / across * side + y)[tile % across * 3 * side..][..3 * side]);
+        });
     }
 }
 

@@ -8,7 +8,7 @@
 //! Only what a crop keeps is computed: a [`Cut`] costs memory and time by its window, not by the full result. What it is
 //! apart from pixels, two [`Axis`], serves a device as well.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::Rgb;
@@ -202,12 +202,10 @@ impl Cut {
 }
 
 fn allocate(rows: usize, stride: usize) -> Result<Vec<u8>> {
-    let bytes = rows.checked_mul(stride).filter(|n| *n <= isize::MAX as usize);
-    let mut data = Vec::new();
-    let fits = bytes.is_some_and(|n| data.try_reserve_exact(n).is_ok());
-    ensure!(fits, "{rows} rows of {stride} bytes do not fit into memory");
-    data.resize(bytes.unwrap_or(0), 0);
-    Ok(data)
+    let bytes = rows.checked_mul(stride).filter(|n| Vec::<u8>::new().try_reserve_exact(*n).is_ok());
+    let Some(bytes) = bytes else { bail!("{rows} rows of {stride} bytes do not fit into memory") };
+    // Zeros are the kernel's, page by page, as threads write there.
+    Ok(vec![0; bytes])
 }
 
 /// The weights along one axis, for a range of outputs.
