@@ -107,7 +107,8 @@ pub struct StepIo {
     pub seq_lens: Buf<i32>,
     /// `[seqs + 1]`: first row of each sequence, and the number of rows.
     pub query_start: Buf<i32>,
-    /// `[logit_rows]`: rows of the step.
+    /// `[logit_rows]`: rows of the step; every one, in order, in a step of decode sequences alone, which does not read it if
+    /// there are as many.
     pub logit_index: Buf<i32>,
     /// `[logit_rows]` of [`SamplingRow`].
     pub sampling: Buf<u8>,

@@ -198,9 +198,13 @@ impl Llama {
         let (n, d, vocab) = (shape.logit_rows, self.config.hidden_size, self.config.vocab_size);
         let (last, logits) = (rows.last, io.logits.slice(0..n * vocab));
         let norm = Some(Norm { weight: self.norm, eps: self.config.rms_norm_eps as f32 });
-        p.push(Gather { y: last, x: rows.x, index: io.logit_index, rows: n, cols: d, y_cols: d, first_col: 0 });
-        let head =
-            Gemv { c: logits.into(), a: last, b: self.head, m: n, n: vocab, k: d, norm, epilogue: Epilogue::Store };
+        // Of decode sequences alone every row is wanted, in order.
+        let is_every_row = shape.prefill_seqs == 0 && n == shape.decode;
+        let a = if is_every_row { rows.x } else { last };
+        if !is_every_row {
+            p.push(Gather { y: last, x: rows.x, index: io.logit_index, rows: n, cols: d, y_cols: d, first_col: 0 });
+        }
+        let head = Gemv { c: logits.into(), a, b: self.head, m: n, n: vocab, k: d, norm, epilogue: Epilogue::Store };
         project(p, head, last);
         p.push(Sample {
             token: io.token,
