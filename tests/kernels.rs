@@ -180,6 +180,17 @@ fn the_text_of_a_kernel_is_printed_or_it_is_said_what_there_is() {
 }
 
 #[test]
+fn kernels_for_an_architecture_are_for_a_gpu() {
+    let ocelli = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_ocelli")).args(args).output().unwrap();
+    let ran = ocelli(&["run", "--device", "cpu", "-p", "x", "--kernel-arch", "compute_80"]);
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(text(&ran.stderr).contains("kernels for compute_80 are for a GPU"), "{}", text(&ran.stderr));
+    let ran = ocelli(&["kernels", "list", "gather", "--kernel-arch", "sm_75"]);
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(text(&ran.stderr).contains("this build has no kernels for `sm_75`"), "{}", text(&ran.stderr));
+}
+
+#[test]
 fn a_folder_of_kernels_is_for_a_gpu() {
     let desk = Desk::new();
     desk.save("gather.sm_90a.cubin", "\x7fELF");

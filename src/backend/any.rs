@@ -71,12 +71,12 @@ impl Any {
         }
     }
 
-    /// Kernels that are not the program's own, in a sentence.
+    /// What of the kernels is not as the build has it, a sentence each.
     pub fn other_kernels(&self) -> Vec<String> {
         match self {
             Any::Cpu(_) => Vec::new(),
             #[cfg(feature = "cuda")]
-            Any::Cuda(b) => b.device().kernels().map(|folder| folder.describe()).into_iter().collect(),
+            Any::Cuda(b) => b.device().kernels().describe(),
         }
     }
 

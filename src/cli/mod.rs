@@ -58,7 +58,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Measure what a user waits for
     #[command(subcommand)]
-    Bench(bench::BenchCommand),
+    Bench(Box<bench::BenchCommand>),
     /// Show a checkpoint: config, tensors, memory, and the KV pool that would fit
     Inspect(inspect::InspectArgs),
     /// Print the launch list of a model with bytes and operations
@@ -171,6 +171,9 @@ pub(crate) struct EngineArgs {
     /// A folder of kernels (KERNEL.ARCH.cubin or .ptx) to load instead of the program's own
     #[arg(long, env = "OCELLI_KERNEL_DIR", value_name = "DIR")]
     kernel_dir: Option<PathBuf>,
+    /// Load the kernels for this architecture, whatever the GPU has better ones for: compute_80 is PTX for any GPU
+    #[arg(long, env = "OCELLI_KERNEL_ARCH", value_name = "ARCH")]
+    kernel_arch: Option<String>,
     /// Read the tokens of every step before the next one is enqueued
     #[arg(long, env = "OCELLI_NO_ASYNC_SCHEDULING", value_parser = FalseyValueParser::new())]
     no_async_scheduling: bool,
@@ -188,6 +191,7 @@ impl EngineArgs {
             encoder_caching: !self.no_encoder_cache,
             async_scheduling: self.no_async_scheduling.then_some(false),
             kernel_dir: self.kernel_dir.clone(),
+            kernel_arch: self.kernel_arch.clone(),
             ..options
         }
     }

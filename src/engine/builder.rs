@@ -141,6 +141,12 @@ impl Builder {
         self
     }
 
+    /// See [`Options::kernel_arch`].
+    pub fn kernel_arch(mut self, arch: impl Into<String>) -> Builder {
+        self.options.kernel_arch = Some(arch.into());
+        self
+    }
+
     /// Add a family of models: see [`Options::models`].
     pub fn register(mut self, family: Registration) -> Builder {
         self.options.models.push(family);

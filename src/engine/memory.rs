@@ -142,6 +142,11 @@ pub(super) fn place(checkpoint: &Checkpoint, options: &Options, device: Device, 
                     dir.display()
                 )));
             }
+            if let Some(arch) = &options.kernel_arch {
+                return Err(Error::Request(anyhow!(
+                    "kernels for {arch} are for a GPU, and this runs on the host: leave out --kernel-arch, or choose --device cuda"
+                )));
+            }
             // Tensors that are read in the mapped file take no memory of their own.
             let mapped = model.placements().iter().filter(|p| p.is_mapped()).map(|p| p.dst.bytes()).sum();
             let available = available_memory();

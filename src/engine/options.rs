@@ -3,13 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
-#[cfg(feature = "cuda")]
-use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::folder::Folder;
+use crate::backend::cuda::kernels::Kernels;
 use crate::config::ProcessorKwargs;
 use crate::mem::DType;
 use crate::models::{Facts, ImageInputType, ImageToken, ImageTokens, Registration};
@@ -67,6 +65,9 @@ pub struct Options {
     /// A folder of kernels to load instead of those in the program, each `KERNEL.ARCH.cubin` or `KERNEL.ARCH.ptx`: for who
     /// writes kernels. The engine's warnings say what it replaced.
     pub kernel_dir: Option<PathBuf>,
+    /// The architecture whose kernels are loaded, whatever the GPU has better ones for: `compute_80` is the PTX that runs on
+    /// any GPU from Ampere on. The engine's warnings say so.
+    pub kernel_arch: Option<String>,
     /// Families of models beside those of this crate. One that goes by the name of one of these takes its place.
     pub models: Vec<Registration>,
 }
@@ -93,6 +94,7 @@ impl Default for Options {
             encoder_caching: true,
             async_scheduling: None,
             kernel_dir: None,
+            kernel_arch: None,
             models: Vec::new(),
         }
     }
@@ -172,10 +174,10 @@ impl Options {
         Ok(())
     }
 
-    /// The kernels of [`Options::kernel_dir`].
+    /// Those of [`Options::kernel_dir`] and [`Options::kernel_arch`].
     #[cfg(feature = "cuda")]
-    pub(super) fn kernels(&self) -> Result<Option<Arc<Folder>>> {
-        Ok(self.kernel_dir.as_deref().map(Folder::read).transpose()?.map(Arc::new))
+    pub(super) fn kernels(&self) -> Result<Kernels> {
+        Kernels::of(self.kernel_dir.as_deref(), self.kernel_arch.as_deref())
     }
 
     fn check_input_shape(&self, asked: &[usize], facts: &Facts) -> Result<()> {

@@ -5,8 +5,6 @@
 //! behind a pass over an array that has driven everything else out (see [`super::timer`]). The launches of a batch are
 //! recorded as one graph, as those of a decode step are, and carry the attributes that they have there.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 
 use super::bed::{Bed, Numbers};
@@ -15,7 +13,7 @@ use super::ceiling::Ceiling;
 use super::cublaslt::{Library, Products};
 use super::timer::{Spread, Timer};
 use crate::backend::cuda::driver::{Device, Properties};
-use crate::backend::cuda::folder::Folder;
+use crate::backend::cuda::kernels::Kernels;
 use crate::backend::cuda::{Cuda, Exec};
 use crate::kernel::Cost;
 use crate::mem::{DType, Region, Span};
@@ -44,8 +42,8 @@ pub struct Bench {
     ceiling: Ceiling,
     /// cuBLASLt, or why it is not there; `None` if nobody asked.
     library: Option<Result<Library, String>>,
-    /// Images of the cases instead of the embedded ones.
-    kernels: Option<Arc<Folder>>,
+    /// Where the images of the cases come from.
+    kernels: Kernels,
     /// What it reads and computes at best.
     pub ceilings: Ceilings,
 }
@@ -105,7 +103,8 @@ impl Bench {
         let ceiling = Ceiling::new(&device)?;
         let l2_bytes = device.l2_bytes()?;
         let library = against.then(|| Library::open(&device).map_err(|e| format!("{e:#}")));
-        let mut bench = Bench { device, l2_bytes, ceiling, library, kernels: None, ceilings: Ceilings::default() };
+        let mut bench =
+            Bench { device, l2_bytes, ceiling, library, kernels: Kernels::default(), ceilings: Ceilings::default() };
         bench.ceilings.read = bench.read_ceiling()?;
         for case in cases::select(None, Some(gemm::CEILING)) {
             let m =
@@ -116,8 +115,8 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Time the cases with other images for some kernels than the embedded ones. The ceilings stay what they are.
-    pub fn use_kernels(&mut self, kernels: Option<Arc<Folder>>) {
+    /// Time the cases with other images than the best that the build has for the device. The ceilings stay what they are.
+    pub fn use_kernels(&mut self, kernels: Kernels) {
         self.kernels = kernels;
     }
 
@@ -192,13 +191,7 @@ fn copies(cost: u64, room: usize, l2_bytes: usize) -> (usize, bool) {
 }
 
 impl Staged {
-    fn new(
-        device: &Device,
-        kernels: Option<Arc<Folder>>,
-        case: &Case,
-        dtype: DType,
-        l2_bytes: usize,
-    ) -> Result<Staged> {
+    fn new(device: &Device, kernels: Kernels, case: &Case, dtype: DType, l2_bytes: usize) -> Result<Staged> {
         let mut bed = Bed::new(dtype, Numbers::Random);
         let mut ops = vec![case.build(&mut bed)];
         let one = bed.bytes();

@@ -5,8 +5,6 @@
 //! lies at the end of the device's memory, so that what a kernel touches behind it is an error of the driver, and after
 //! the run every byte that the op does not claim to write must be what it was.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use half::{bf16, f16};
 
@@ -15,7 +13,7 @@ use super::cases::{Case, Tolerance};
 use crate::backend::Cpu;
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::driver::Device;
-use crate::backend::cuda::folder::Folder;
+use crate::backend::cuda::kernels::Kernels;
 use crate::mem::{DType, Region, Span};
 use crate::plan::{Backend, Plan};
 
@@ -42,14 +40,14 @@ impl Checker {
     /// # Errors
     /// No GPU, or too little memory on it.
     pub fn new(ordinal: usize, cases: &[Case]) -> Result<Checker> {
-        Checker::with(ordinal, None, cases)
+        Checker::with(ordinal, Kernels::default(), cases)
     }
 
-    /// [`Checker::new`] with other images for some kernels than the embedded ones.
+    /// [`Checker::new`] with other images than the best that the build has for the device.
     ///
     /// # Errors
     /// As there.
-    pub fn with(ordinal: usize, kernels: Option<Arc<Folder>>, cases: &[Case]) -> Result<Checker> {
+    pub fn with(ordinal: usize, kernels: Kernels, cases: &[Case]) -> Result<Checker> {
         let mut room = [0; 4];
         for case in cases {
             // Both float types that kernels are made for have the same size.

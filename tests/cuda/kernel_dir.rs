@@ -31,12 +31,12 @@ fn the_kernels_of_a_folder_run_and_another_kernels_image_is_refused() {
     }
     let mut cases = cases::select(Some("gather"), None);
     cases.retain(|case| case.size == Size::Edge);
-    let own = Checker::with(0, Some(folder("gather", "gather")), &cases).expect("a checker");
+    let own = Checker::with(0, folder("gather", "gather").into(), &cases).expect("a checker");
     for case in &cases {
         let verdicts = own.check(case, DType::Bf16, &[0xff]).expect("it runs");
         assert!(verdicts.iter().all(|verdict| verdict.fault.is_none()), "{}", case.name);
     }
-    let other = Checker::with(0, Some(folder("rmsnorm", "gather")), &cases).expect("a checker");
+    let other = Checker::with(0, folder("rmsnorm", "gather").into(), &cases).expect("a checker");
     let error = format!("{:#}", other.check(&cases[0], DType::Bf16, &[0xff]).expect_err("another kernel"));
     assert!(error.contains("cuda/gather.cu exports no gather_params_size"), "{error}");
 }
@@ -64,7 +64,7 @@ fn a_fault_in_a_compiled_kernel_is_found() {
         let ran = nvcc::command(&nvcc, &arch, &file, &image).arg("-Icuda").output().expect("nvcc runs");
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
         let folder = Arc::new(Folder::read(dir.path()).expect("a folder of kernels"));
-        let checker = Checker::with(0, Some(folder), &cases).expect("a checker");
+        let checker = Checker::with(0, folder.into(), &cases).expect("a checker");
         for case in &cases {
             let verdicts = checker.check(case, DType::F16, &[0xff]).expect("it runs");
             assert!(verdicts.iter().all(|verdict| verdict.fault.is_none() == right), "{}", case.name);

@@ -23,8 +23,8 @@ use cudarc::driver::sys::{
 };
 
 use super::fault::{Gate, failed, name};
-use super::folder::Folder;
 use super::image::{self, Image};
+use super::kernels::Kernels;
 use super::tma::EncodedMaps;
 use super::transfer::{Landings, Staging};
 use crate::kernel::{Geometry, GpuInfo};
@@ -110,8 +110,7 @@ pub struct Properties {
 /// An open GPU and its one stream.
 pub struct Device {
     properties: Properties,
-    /// Images instead of the embedded ones.
-    kernels: Option<Arc<Folder>>,
+    kernels: Kernels,
     /// What writes are copied from and reads are copied to.
     pub(super) staging: RefCell<Staging>,
     pub(super) landings: Landings,
@@ -124,14 +123,14 @@ impl Device {
     /// # Errors
     /// No driver, a driver too old, no GPU, or no such GPU; each is one line with the remedy.
     pub fn open(ordinal: usize) -> Result<Device> {
-        Device::open_with(ordinal, None)
+        Device::open_with(ordinal, Kernels::default())
     }
 
-    /// [`Device::open`] with other images for some kernels than the embedded ones.
+    /// [`Device::open`] with other images than the best that the build has for it.
     ///
     /// # Errors
     /// As there.
-    pub fn open_with(ordinal: usize, kernels: Option<Arc<Folder>>) -> Result<Device> {
+    pub fn open_with(ordinal: usize, kernels: Kernels) -> Result<Device> {
         let count = count()?;
         ensure!(ordinal < count, "no GPU cuda:{ordinal}: there are {count}, cuda:0 to cuda:{}", count - 1);
         let opening = || format!("opening cuda:{ordinal}");
@@ -147,7 +146,7 @@ impl Device {
         );
         let gpu = GpuInfo {
             compute_capability,
-            sm_90a: image::has_sm_90a(image::embedded()) && compute_capability == (9, 0),
+            sm_90a: kernels.sm_90a(compute_capability),
             sms: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             max_smem: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         };
@@ -168,9 +167,9 @@ impl Device {
         &self.properties
     }
 
-    /// The images that it loads instead of the embedded ones.
-    pub fn kernels(&self) -> Option<&Folder> {
-        self.kernels.as_deref()
+    /// Where its images come from.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// Threads that a multiprocessor holds at once.
@@ -269,12 +268,7 @@ impl Device {
     /// # Errors
     /// None suits.
     pub fn image(&self, kernel: &str) -> Result<Image<'_>> {
-        let gpu = &self.properties.gpu;
-        let other = self.kernels.as_ref().map(|folder| folder.pick(kernel, gpu)).transpose()?.flatten();
-        match other {
-            Some(image) => Ok(image),
-            None => Ok(*image::pick(image::embedded(), kernel, gpu.compute_capability)?),
-        }
+        self.kernels.pick(kernel, &self.properties.gpu)
     }
 
     /// [`Device::load`] of a given image.

@@ -11,6 +11,7 @@ mod fault;
 pub mod folder;
 mod graph;
 pub mod image;
+pub mod kernels;
 pub mod nvcc;
 pub mod tma;
 mod transfer;

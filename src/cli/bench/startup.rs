@@ -62,8 +62,12 @@ pub(super) fn run(args: &StartupArgs) -> Result<()> {
     }
     let outcome = args.outcome.open(Bench::Startup)?;
     // Here, and not by every process that is started.
-    if let Some(dir) = &options(args).kernel_dir {
+    let asked = options(args);
+    if let Some(dir) = &asked.kernel_dir {
         tell(format_args!("warning: not the program's own kernels: those of {}", dir.display()));
+    }
+    if let Some(arch) = &asked.kernel_arch {
+        tell(format_args!("warning: the kernels for {arch}, whatever this GPU is"));
     }
     let pictures: Vec<Bytes> = args.image.iter().map(|path| read(path)).collect::<Result<_>>()?;
     for _ in 0..args.num_iters_warmup {

@@ -16,9 +16,9 @@ use crate::workbench::{Case, Size, cases};
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let cases = args.selection.cases(|size| size != Size::Edge)?;
     let dtype = args.dtype.dtype();
-    let folder = args.images.folder()?;
+    let kernels = args.choice.kernels()?;
     let mut bench = Bench::new(0, dtype, args.against.is_some())?;
-    bench.use_kernels(folder);
+    bench.use_kernels(kernels);
     let machine = Machine::of(&bench);
     let library = bench.library().map(|l| l.unwrap_or_else(|missing| format!("not present: {missing}")));
     if let Some(library) = &library {

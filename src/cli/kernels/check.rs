@@ -17,7 +17,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<()> {
         Fill::Zeros => (0, "zeros"),
     };
     let dtypes = args.dtype.map_or(vec![Float::F16, Float::Bf16], |dtype| vec![dtype]);
-    let checker = Checker::with(0, args.images.folder()?, &cases)?;
+    let checker = Checker::with(0, args.choice.kernels()?, &cases)?;
     let device = checker.device().properties();
     writeln!(io::stderr(), "{} cases on {}, memory filled with {fill_name}", cases.len() * dtypes.len(), device.name)?;
 

@@ -43,7 +43,7 @@ pub struct Compiled {
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<()> {
-    let gpu = gpu::open(&args.images)?;
+    let gpu = gpu::open(&args.choice)?;
     for op in Op::NAMES.iter().filter(|op| args.name.as_ref().is_none_or(|name| name == *op)) {
         let cases = cases::select(Some(op), None);
         let edges = cases.iter().filter(|case| case.size == Size::Edge).count();
@@ -108,13 +108,16 @@ fn as_text(op: &str, edges: usize, cases: usize, compiled: &Compiled) -> String 
 mod gpu {
     use anyhow::{Result, bail};
 
-    use super::super::Images;
+    use super::super::Choice;
     use super::Compiled;
     use crate::workbench::Case;
 
-    pub fn open(images: &Images) -> Result<Option<()>> {
-        if let Some(dir) = &images.kernel_dir {
+    pub fn open(choice: &Choice) -> Result<Option<()>> {
+        if let Some(dir) = &choice.images.kernel_dir {
             bail!("--kernel-dir {}: this build leaves CUDA out", dir.display());
+        }
+        if let Some(arch) = &choice.kernel_arch {
+            bail!("--kernel-arch {arch}: this build leaves CUDA out");
         }
         Ok(None)
     }
@@ -130,7 +133,7 @@ mod gpu {
 
     use anyhow::{Result, ensure};
 
-    use super::super::Images;
+    use super::super::Choice;
     use super::{Compiled, Entry, Shape, Taken};
     use crate::backend::cuda::driver::{Device, Module, Resources};
     use crate::backend::cuda::image::{self, Image};
@@ -139,13 +142,13 @@ mod gpu {
     use crate::workbench::{Bed, Case, Numbers};
 
     /// The first GPU, if there is one: a list needs none.
-    pub fn open(images: &Images) -> Result<Option<Device>> {
-        let folder = images.folder()?;
-        let asked = folder.is_some();
-        let device = Device::open_with(0, folder);
+    pub fn open(choice: &Choice) -> Result<Option<Device>> {
+        let kernels = choice.kernels()?;
+        let are_own = kernels.are_own();
+        let device = Device::open_with(0, kernels);
         ensure!(
-            !asked || device.is_ok(),
-            "--kernel-dir: what a folder of kernels takes of a GPU is known where there is one"
+            are_own || device.is_ok(),
+            "--kernel-dir, --kernel-arch: what other kernels take of a GPU is known where there is one"
         );
         Ok(device.ok())
     }

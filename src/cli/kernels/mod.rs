@@ -13,19 +13,17 @@ mod list;
 #[cfg(feature = "cuda")]
 mod watch;
 
-use std::io::{self, Write};
-use std::path::PathBuf;
 #[cfg(feature = "cuda")]
-use std::sync::Arc;
-
 #[cfg(feature = "cuda")]
 use anyhow::Context;
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
+use std::io::{self, Write};
+use std::path::PathBuf;
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::folder::Folder;
+use crate::backend::cuda::{folder::Folder, kernels::Kernels};
 #[cfg(feature = "cuda")]
 use crate::mem::DType;
 use crate::ops::Op;
@@ -58,7 +56,7 @@ struct ListArgs {
     #[arg(value_parser = PossibleValuesParser::new(Op::NAMES), hide_possible_values = true)]
     name: Option<String>,
     #[command(flatten)]
-    images: Images,
+    choice: Choice,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -83,14 +81,37 @@ struct Images {
     kernel_dir: Option<PathBuf>,
 }
 
+/// Which images a GPU runs.
+#[derive(Args)]
+struct Choice {
+    #[command(flatten)]
+    images: Images,
+    /// Load the kernels for this architecture, whatever the GPU has better ones for: compute_80 is PTX for any GPU
+    #[arg(long, env = "OCELLI_KERNEL_ARCH", value_name = "ARCH")]
+    kernel_arch: Option<String>,
+}
+
+#[cfg(feature = "cuda")]
+impl Choice {
+    /// Says on stderr what is not as the build has it.
+    fn kernels(&self) -> Result<Kernels> {
+        let kernels = Kernels::of(self.images.kernel_dir.as_deref(), self.kernel_arch.as_deref())?;
+        for sentence in kernels.describe() {
+            super::tell(format_args!("warning: {sentence}"));
+        }
+        Ok(kernels)
+    }
+}
+
 #[cfg(feature = "cuda")]
 impl Images {
     /// The folder, if there is one. Says on stderr what it replaces.
-    fn folder(&self) -> Result<Option<Arc<Folder>>> {
-        let Some(dir) = &self.kernel_dir else { return Ok(None) };
-        let folder = Folder::read(dir)?;
-        super::tell(format_args!("warning: {}", folder.describe()));
-        Ok(Some(Arc::new(folder)))
+    fn folder(&self) -> Result<Option<Folder>> {
+        let folder = self.kernel_dir.as_deref().map(Folder::read).transpose()?;
+        if let Some(folder) = &folder {
+            super::tell(format_args!("warning: {}", folder.describe()));
+        }
+        Ok(folder)
     }
 }
 
@@ -99,7 +120,7 @@ struct CheckArgs {
     #[command(flatten)]
     selection: Selection,
     #[command(flatten)]
-    images: Images,
+    choice: Choice,
     /// Only the edges, which are quick even under a tool that slows the GPU down
     #[arg(long)]
     small: bool,
@@ -119,7 +140,7 @@ struct BenchArgs {
     #[command(flatten)]
     selection: Selection,
     #[command(flatten)]
-    images: Images,
+    choice: Choice,
     /// The float type
     #[arg(long, default_value = "bf16")]
     dtype: Float,

@@ -144,7 +144,7 @@ impl Gpu {
         let mut cases = cases::select(Some(op), None);
         cases.retain(|case| case.size == Size::Edge);
         cases.extend(select(Some(op), args.shape.as_deref(), |size| size == Size::Real)?);
-        let checker = Checker::with(self.ordinal(), Some(folder.clone()), &cases)?;
+        let checker = Checker::with(self.ordinal(), folder.clone().into(), &cases)?;
         let (mut checked, mut most) = (0, 0f64);
         for (case, dtype) in cases.iter().flat_map(|case| [DType::F16, DType::Bf16].map(|dtype| (case, dtype))) {
             for verdict in checker.check(case, dtype, &[0xff])? {
@@ -161,7 +161,7 @@ impl Gpu {
 
     fn time(&mut self, args: &WatchArgs, op: &str, folder: Arc<Folder>) -> Result<()> {
         let start = Instant::now();
-        self.bench.use_kernels(Some(folder));
+        self.bench.use_kernels(folder.into());
         for case in select(Some(op), args.shape.as_deref(), |size| size != Size::Edge)? {
             let now = self.bench.measure(&case, args.dtype.dtype(), args.repeat as usize)?;
             say(&row(&case, &now, self.before.get(&case.name), &self.bench.ceilings))?;
