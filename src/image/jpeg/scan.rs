@@ -42,6 +42,15 @@ impl Coding {
             Coding::AcFirst { .. } | Coding::AcRefine { .. } => (false, true),
         }
     }
+
+    /// Bits of a block at least. A code has one, and where there are runs of blocks, a block may have none.
+    fn least_bits(self) -> usize {
+        match self {
+            Coding::Baseline => 2,
+            Coding::DcFirst { .. } | Coding::DcRefine { .. } => 1,
+            Coding::AcFirst { .. } | Coding::AcRefine { .. } => 0,
+        }
+    }
 }
 
 /// Where a scan is broken: at which of how many MCUs.
@@ -130,6 +139,12 @@ impl<'a> Scan<'a> {
     /// Where reading stands: at or before the marker that ends the scan.
     pub(super) fn position(&self) -> usize {
         self.bits.position()
+    }
+
+    /// How many MCUs there should be, if the rest of the file cannot hold as many.
+    pub(super) fn claims(&self) -> Option<usize> {
+        let mcus = self.mcus.0 as usize * self.mcus.1 as usize;
+        (mcus * self.blocks() * self.coding.least_bits() > 8 * self.rest()).then_some(mcus)
     }
 
     /// Bytes from there to the end of the file.

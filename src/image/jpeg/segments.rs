@@ -208,6 +208,14 @@ impl<'a> Reader<'a> {
             _ => frame.mcus,
         };
         let mut scan = Scan::new(self.bytes, data, coding, parts, mcus, u32::from(self.restart_interval));
+        // Before there is memory for them.
+        if let Some(mcus) = scan.claims() {
+            return invalid(format!(
+                "the JPEG is cut off, or smaller than its header claims: scan {} has {mcus} block groups, and {} bytes are left",
+                self.scans,
+                scan.rest()
+            ));
+        }
         let done = if alone {
             let mut planes = frame.planes();
             let done = bands::decode(&mut scan, &frame.quants()?, &mut planes);
