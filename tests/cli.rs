@@ -124,7 +124,8 @@ fn every_sampling_parameter_has_its_flag() {
     let several = run(&["--temperature", "1", "--seed", "7", "--n", "2"]);
     let ids: Vec<_> = several["outputs"].as_array().unwrap().iter().map(|o| o["token_ids"].clone()).collect();
     assert_eq!(ids, [seeded("7"), seeded("8")]);
-    let printed = succeed(&["run", &model, "-p", "a", "--max-tokens", "3", "--temperature", "1", "--n", "2"]);
+    let printed =
+        succeed(&["run", &model, "-p", "a", "--max-tokens", "3", "--temperature", "1", "--seed", "7", "--n", "2"]);
     assert!(printed.starts_with("[0] ") && printed.contains("\n[1] "), "{printed}");
 
     let first = |out: &Value, field: &str| out["outputs"][0][field].clone();

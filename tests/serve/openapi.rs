@@ -285,7 +285,8 @@ fn answers_and_events_are_as_they_are_described() {
     let server = Server::start(&[]);
     let document = document(&server);
     let check = |name: &str, value: &Value| fits(&document, schema(&document, name), value, name).unwrap();
-    let sampled = json!({ "max_tokens": 6, "n": 2, "temperature": 1.0, "return_token_ids": true });
+    let sampled =
+        json!({ "max_tokens": 6, "ignore_eos": true, "n": 2, "temperature": 1.0, "seed": 5, "return_token_ids": true });
     let (timings, usage) = (
         json!({ "return_timings": true }),
         json!({ "stream_options": { "include_usage": true, "continuous_usage_stats": true }, "stream": true }),
